@@ -1,0 +1,1 @@
+"""planner: a household meal-planning model, from event log to promoted version."""

@@ -1,0 +1,1 @@
+"""From events in PostgreSQL to an immutable dataset version."""

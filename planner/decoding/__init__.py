@@ -1,0 +1,1 @@
+"""Base model, adapter, catalogue trie, constrained decoding and the registered model."""

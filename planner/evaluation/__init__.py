@@ -1,0 +1,1 @@
+"""Offline replay: scores, gate and report."""

@@ -1,0 +1,1 @@
+"""From a gate's outcome to tags, aliases and policy versions."""

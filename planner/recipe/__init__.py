@@ -1,0 +1,1 @@
+"""Config, profiles, driver, step reuse, tracking and console."""

@@ -1,0 +1,1 @@
+"""LoRA fine-tuning of a causal language model on a dataset version."""
