@@ -1,0 +1,1 @@
+"""One thin script per entry point of MLproject: parse, call a room, report."""
