@@ -1,0 +1,259 @@
+"""From a replay that passed to a candidate, and from a candidate to a variant of an experiment.
+
+In: the evidence in Postgres and the MLflow registry. Out: the version's tag `stage` and alias `candidate`, its policy
+version, and a variant where an allocation is asked for. Every write is idempotent and they go in a fixed order, so
+that a call after a kill completes what the killed one began.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from planner.contracts.errors import ModelError, PromotionError, TrackingError
+from planner.promotion.config import PromoteConfig
+from planner.promotion.events import write_promoted
+from planner.promotion.policy import PolicyVersion, find_or_create, policy_lock
+from planner.promotion.results import Evidence, latest_attempt, latest_evidence
+from planner.promotion.transactions import run_serialised
+from planner.promotion.variants import Variant, check_allocation, create_variant
+
+ALIAS = "candidate"
+STAGE = "stage"
+_LATER_STAGES = ("experiment", "production")
+_NOT_FOUND = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Where a version stands after a promotion; `written` names what this call changed: nothing the second time."""
+
+    model_name: str
+    model_version: str
+    stage: str
+    policy_version: PolicyVersion
+    evidence: Evidence
+    variant: Variant | None
+    written: tuple[str, ...]
+
+
+def mark_candidate(client: MlflowClient, model_name: str, model_version: str) -> tuple[str, ...]:
+    """Set the version's tag `stage=candidate` and point the alias `candidate` at it; says which it had to write.
+
+    A version that is further on (`experiment`, `production`) keeps its tag. The tag goes first: whoever follows the
+    alias finds it there. The alias moves away from an older candidate, whose tag stays.
+
+    Raises:
+        ModelError: the version is not in the registry, or not complete.
+        PromotionError: the version is archived.
+        TrackingError: the registry cannot be reached.
+    """
+    version = _complete_version(client, model_name, model_version)
+    stage = version.tags.get(STAGE)
+    if stage == "archived":
+        raise PromotionError(
+            f"{model_name} version {model_version} is archived and does not come back. Train and register a new one."
+        )
+    written = []
+    try:
+        if stage not in (ALIAS, *_LATER_STAGES):
+            client.set_model_version_tag(model_name, model_version, STAGE, ALIAS)
+            written.append(f"tag {STAGE}={ALIAS}")
+        if _alias_version(client, model_name, ALIAS) != model_version:
+            client.set_registered_model_alias(model_name, ALIAS, model_version)
+            written.append(f"alias {ALIAS}")
+    except MlflowException as error:
+        raise _unreachable(error) from error
+    return tuple(written)
+
+
+def promote_candidate(connection: Connection, client: MlflowClient, config: PromoteConfig) -> Promotion:
+    """Make a version whose newest replay passed the candidate, with a policy version, and a variant if asked for.
+
+    The evidence is read from Postgres and never from a tag, which anybody who reaches the registry can set. Order of
+    writes: policy version, tag, alias, event; then variant with its event, and the tag `stage=experiment` last.
+
+    Args:
+        connection: idle; see `run_serialised`.
+        client: of the registry that holds the version and of the store that holds its replay's run.
+        config: an allocation of 0 makes no variant.
+
+    Raises:
+        PromotionError: no replay passed, the version is a baseline of its own, in production or archived, or the
+            variant cannot be made; says why and what to run next.
+        ModelError: the version is not in the registry; names those that are.
+        DatabaseError, TrackingError: Postgres or MLflow refused or went away; run again to go on.
+    """
+    if config.allocation > 0:
+        check_allocation(config.allocation)
+    model_version = config.model_version or _candidate_version(client, config.model_name)
+    version = _complete_version(client, config.model_name, model_version)
+    _check_not_production(client, config.model_name, model_version)
+    evidence = _passed_evidence(connection, config.model_name, model_version)
+    _check_run(client, evidence, config.model_name, model_version)
+    reason = f"passed the replay of run {evidence.run_id} on dataset {evidence.dataset_version}"
+
+    policy_version = _ensure_active(connection, config, model_version)
+    written = [f"policy version {policy_version.version} of {config.policy}"] if policy_version.created else []
+    written += mark_candidate(client, config.model_name, model_version)
+    if _record_candidate(connection, policy_version, reason):
+        written.append("event model_promoted (candidate)")
+    stage = version.tags.get(STAGE)
+    stage = stage if stage in _LATER_STAGES else ALIAS
+    variant = None
+    if config.allocation > 0:
+        variant = _add_variant(connection, config, policy_version, reason)
+        if variant.created:
+            written.append(f"variant {variant.name} of {variant.experiment} at {variant.allocation}")
+        if stage == ALIAS:
+            stage = "experiment"
+            _set_stage(client, config.model_name, model_version, stage)
+            written.append(f"tag {STAGE}={stage}")
+    return Promotion(config.model_name, model_version, stage, policy_version, evidence, variant, tuple(written))
+
+
+def _passed_evidence(connection: Connection, model_name: str, model_version: str) -> Evidence:
+    evidence = latest_evidence(connection, model_name, model_version)
+    again = f"`mlflow run . -e evaluate -P model_name={model_name} -P model_version={model_version}`"
+    named = f"{model_name} version {model_version}"
+    if evidence is None:
+        attempt = latest_attempt(connection, model_name, model_version)
+        fate = {None: "", "running": "; one is marked running", "failed": "; the last one failed"}
+        how = fate[attempt.status if attempt else None]
+        if attempt is not None and attempt.reasons:
+            how += f" with: {attempt.reasons[0]}"
+        raise PromotionError(
+            f"{named} has no completed replay in exp.offline_replay_results{how}. Run {again}.", reasons=()
+        )
+    if evidence.baseline_version == model_version and evidence.baseline_name == model_name:
+        raise PromotionError(f"{named} was replayed against itself, which is no evidence. Run {again}.", reasons=())
+    if not evidence.passed:
+        reasons = evidence.reasons or ("the row lacks a score, a baseline or is_better_than_baseline",)
+        verdict = ": ".join([reasons[0], " ".join(reasons[1:])]) if len(reasons) > 1 else f"{reasons[0]}."
+        raise PromotionError(
+            f"{named} did not pass its newest replay (run {evidence.run_id}): {verdict} "
+            f"Train a better version, or replay more households with {again}.",
+            reasons=reasons,
+        )
+    return evidence
+
+
+def _check_run(client: MlflowClient, evidence: Evidence, model_name: str, model_version: str) -> None:
+    # Another registry can hold another model under the same name and number: its evidence is not this version's.
+    try:
+        client.get_run(evidence.run_id or "")
+    except MlflowException as error:
+        if error.error_code not in _NOT_FOUND:
+            raise _unreachable(error) from error
+        raise PromotionError(
+            f"The replay of {model_name} version {model_version} ran in run {evidence.run_id}, which this MLflow store "
+            "does not have: the evidence belongs to another registry. Run evaluate against this one.",
+            run_id=evidence.run_id,
+        ) from error
+
+
+def _ensure_active(connection: Connection, config: PromoteConfig, model_version: str) -> PolicyVersion:
+    def work(cursor: Cursor) -> PolicyVersion:
+        found = find_or_create(cursor, config.policy, config.model_name, model_version, config.config_defaults)
+        if found.status != "active":
+            raise PromotionError(
+                f"Policy version {found.version} of {config.policy} ({config.model_name} version {model_version}) is "
+                f"{found.status} and does not come back. Train and register a new version."
+            )
+        return found
+
+    what = f"the policy version of {config.model_name} version {model_version}"
+    return run_serialised(connection, policy_lock(config.policy), work, what=what)
+
+
+def _record_candidate(connection: Connection, policy_version: PolicyVersion, reason: str) -> bool:
+    return run_serialised(
+        connection,
+        policy_lock(policy_version.policy),
+        lambda cursor: write_promoted(cursor, policy_version, to_stage=ALIAS, reason=reason),
+        what="the event model_promoted",
+    )
+
+
+def _add_variant(connection: Connection, config: PromoteConfig, policy_version: PolicyVersion, reason: str) -> Variant:
+    assert config.experiment is not None, "PromoteConfig demands it with an allocation"
+    return create_variant(
+        connection,
+        experiment=config.experiment,
+        policy_version=policy_version,
+        name=config.variant or f"{config.model_name}-v{policy_version.model_version}",
+        allocation=config.allocation,
+        params=config.config_defaults,
+        reason=reason,
+    )
+
+
+def _candidate_version(client: MlflowClient, model_name: str) -> str:
+    found = _alias_version(client, model_name, ALIAS)
+    if found is None:
+        raise PromotionError(
+            f"No version of {model_name} is a candidate. Run `mlflow run . -e evaluate -P model_name={model_name} "
+            "-P model_version=…` first, or give a model_version that passed."
+        )
+    return found
+
+
+def _complete_version(client: MlflowClient, model_name: str, model_version: str) -> ModelVersion:
+    try:
+        version = client.get_model_version(model_name, model_version)
+    except MlflowException as error:
+        if error.error_code not in _NOT_FOUND:
+            raise _unreachable(error) from error
+        raise _no_such_version(client, model_name, model_version) from error
+    if version.status != "READY":
+        raise ModelError(
+            f"{model_name} version {model_version} is {version.status} and not READY in the registry: its upload broke "
+            "off. Register it again."
+        )
+    return version
+
+
+def _no_such_version(client: MlflowClient, model_name: str, model_version: str) -> ModelError:
+    try:
+        versions = [v.version for v in client.search_model_versions(f"name='{model_name}'", max_results=1000)]
+    except MlflowException:
+        versions = []
+    numbers = sorted((int(v) for v in versions), reverse=True)
+    there = ", ".join(str(n) for n in numbers[:10]) + (", …" if len(numbers) > 10 else "")
+    known = f"its versions are {there}" if numbers else "the registry has no version of that model: run the train step"
+    return ModelError(f"{model_name} version {model_version} is not in the registry; {known}.", versions=tuple(numbers))
+
+
+def _alias_version(client: MlflowClient, model_name: str, alias: str) -> str | None:
+    try:
+        return str(client.get_model_version_by_alias(model_name, alias).version)
+    except MlflowException as error:
+        if error.error_code in _NOT_FOUND:
+            return None
+        raise _unreachable(error) from error
+
+
+def _check_not_production(client: MlflowClient, model_name: str, model_version: str) -> None:
+    if _alias_version(client, model_name, "production") == model_version:
+        raise PromotionError(
+            f"{model_name} version {model_version} is in production and cannot be a candidate against itself. "
+            "Give the version that is to follow it."
+        )
+
+
+def _set_stage(client: MlflowClient, model_name: str, model_version: str, stage: str) -> None:
+    try:
+        client.set_model_version_tag(model_name, model_version, STAGE, stage)
+    except MlflowException as error:
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: MlflowException) -> TrackingError:
+    first = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+    return TrackingError(f"MLflow failed: {first[:200]}. Check MLFLOW_TRACKING_URI and run the command again.")
