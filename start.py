@@ -1,9 +1,9 @@
 """The two commands of the README, with nothing but Python 3.11: make the environment, then run the recipe or the tests.
 
-    python3.11 start.py            set everything up and run the whole recipe (`mlflow run .`)
-    python3.11 start.py test       set everything up and run the tests
-    python3.11 start.py setup      only make .venv
-    python3.11 start.py mlflow …   any mlflow command inside .venv, for example `start.py mlflow ui`
+python3.11 start.py            set everything up and run the whole recipe (`mlflow run .`)
+python3.11 start.py test       set everything up and run the tests
+python3.11 start.py setup      only make .venv
+python3.11 start.py mlflow …   any mlflow command inside .venv, for example `start.py mlflow ui`
 """
 
 from __future__ import annotations
@@ -55,8 +55,11 @@ def main(arguments: list[str]) -> int:
     try:
         set_up()
     except subprocess.CalledProcessError as error:
-        print(f"The packages could not be installed (pip exited with {error.returncode}); its message is above. "
-              "Check the package registry and run the same command again.", file=sys.stderr)
+        print(
+            f"The packages could not be installed (pip exited with {error.returncode}); its message is above. "
+            "Check the package registry and run the same command again.",
+            file=sys.stderr,
+        )
         return 1
     environment = {**os.environ, "PATH": f"{BINARIES}{os.pathsep}{os.environ.get('PATH', '')}"}
     environment["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -58,9 +58,7 @@ class Recipe:
         return {
             "id": self.id,
             "title": self.title,
-            "ingredients": [
-                {"name": i.name, "quantity": i.quantity, "unit": i.unit} for i in self.ingredients
-            ],
+            "ingredients": [{"name": i.name, "quantity": i.quantity, "unit": i.unit} for i in self.ingredients],
             "prep_time": self.prep_time,
             "cost_per_serving": self.cost_per_serving,
             "tags": list(self.tags),

@@ -68,8 +68,7 @@ def example_from_row(row: Mapping[str, Any]) -> Example:
         request=parse_request(row["input"]),
         accepted_plan=Plan.from_valid(target["accepted_plan"]),
         user_edits=tuple(
-            Edit(e["type"], e["day"], e["from"], e["to"], e["recipe_id"], e["servings"])
-            for e in target["user_edits"]
+            Edit(e["type"], e["day"], e["from"], e["to"], e["recipe_id"], e["servings"]) for e in target["user_edits"]
         ),
         generated_plan=Plan.from_valid(generated) if generated else None,
         timestamp=metadata["timestamp"],

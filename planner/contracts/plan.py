@@ -48,9 +48,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
         """The JSON form: `{"meals": [{"day", "recipe_id", "servings"}, …]}`."""
-        return {
-            "meals": [{"day": m.day, "recipe_id": m.recipe_id, "servings": m.servings} for m in self.meals]
-        }
+        return {"meals": [{"day": m.day, "recipe_id": m.recipe_id, "servings": m.servings} for m in self.meals]}
 
 
 EMPTY_PLAN = Plan(())

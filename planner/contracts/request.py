@@ -80,9 +80,7 @@ def parse_request(value: object) -> Request:
         raise _error("household", None, "an object with at least an id")
     household = _object(root["household"], "household", ("id", "size", "preferences", "restrictions"))
     pantry = _object(root.get("pantry") or {}, "pantry", ("items",))
-    limits = _object(
-        root.get("constraints") or {}, "constraints", ("budget", "max_prep_time", "excluded_ingredients")
-    )
+    limits = _object(root.get("constraints") or {}, "constraints", ("budget", "max_prep_time", "excluded_ingredients"))
     previous = root.get("previous_plan")
     if previous is not None:
         problem = plan_problem(previous)

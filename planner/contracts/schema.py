@@ -20,9 +20,7 @@ EDIT = pa.struct(
     ]
 )
 HOUSEHOLD = pa.struct([("id", pa.string()), ("size", pa.int32()), ("preferences", TEXTS), ("restrictions", TEXTS)])
-CONSTRAINTS = pa.struct(
-    [("budget", pa.float64()), ("max_prep_time", pa.int32()), ("excluded_ingredients", TEXTS)]
-)
+CONSTRAINTS = pa.struct([("budget", pa.float64()), ("max_prep_time", pa.int32()), ("excluded_ingredients", TEXTS)])
 INPUT = pa.struct(
     [
         ("household", HOUSEHOLD),
@@ -45,9 +43,7 @@ METADATA = pa.struct(
         ("generated_plan", PLAN),
     ]
 )
-TRAINING_SCHEMA = pa.schema(
-    [("input", INPUT), ("target", TARGET), ("metadata", METADATA), ("split", pa.string())]
-)
+TRAINING_SCHEMA = pa.schema([("input", INPUT), ("target", TARGET), ("metadata", METADATA), ("split", pa.string())])
 RECIPES_SCHEMA = pa.schema(
     [
         ("id", pa.string()),

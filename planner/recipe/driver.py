@@ -114,9 +114,7 @@ def _children(step: str) -> list[Any]:
     )
 
 
-def _note_reuse(
-    config: ResolvedConfig, step: str, fingerprint: str, run_id: str, outputs: Mapping[str, Any]
-) -> None:
+def _note_reuse(config: ResolvedConfig, step: str, fingerprint: str, run_id: str, outputs: Mapping[str, Any]) -> None:
     """Leave a child run that says which earlier run's result stands in for the step."""
     with mlflow.start_run(nested=True, run_name=f"{step} (reused)") as child:
         run = StepRun(child.info.run_id, step)
@@ -164,5 +162,3 @@ def _forced_steps(force: str) -> frozenset[str]:
         )
     # A step that runs anew hands something new to those behind it; they notice by their own fingerprints.
     return asked
-
-

@@ -162,8 +162,10 @@ def _describe(run: StepRun, config: ResolvedConfig) -> None:
     mlflow.log_params({key: "" if value is None else value for key, value in values.items()})
     with tempfile.TemporaryDirectory() as folder:
         resolved = Path(folder) / "config.yaml"
-        lines = [f"{key}: {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}  # {config.sources[key]}"
-                 for key, value in config.values().items()]
+        lines = [
+            f"{key}: {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}  # {config.sources[key]}"
+            for key, value in config.values().items()
+        ]
         resolved.write_text("\n".join([f"# profile {config.profile}", *lines]) + "\n", encoding="utf-8")
         mlflow.log_artifact(str(resolved))
 
