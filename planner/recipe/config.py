@@ -82,10 +82,7 @@ def load_config(
     for key, value in (overrides or {}).items():
         if value is not None and value != "":
             values[key], sources[key] = value, f"parameter {key.rpartition('.')[2]}"
-    try:
-        recipe = RecipeConfig.model_validate(_nested(values))
-    except ValidationError as error:
-        raise _config_error(error, sources) from None
+    recipe = _validated(values, sources)
     for key in flatten(recipe.model_dump(mode="json")):
         sources.setdefault(key, "default")
     return ResolvedConfig(profile, recipe, sources)
@@ -105,6 +102,28 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> RecipeConfig:
+    try:
+        return RecipeConfig.model_validate(_nested(values))
+    except ValidationError as error:
+        # A parameter always arrives as text: where the field wants a number, it is read as one, and only there.
+        wrong = {".".join(str(part) for part in item["loc"]) for item in error.errors()}
+        typed = {k: _number(v) for k, v in values.items() if k in wrong and sources[k].startswith("parameter ")}
+    try:
+        return RecipeConfig.model_validate(_nested({**values, **typed}))
+    except ValidationError as error:
+        raise _config_error(error, sources) from None
+
+
+def _number(value: object) -> object:
+    for kind in (int, float):
+        try:
+            return kind(str(value))
+        except ValueError:
+            continue
+    return value
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

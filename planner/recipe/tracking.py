@@ -21,11 +21,11 @@ from typing import Any
 
 import mlflow
 import psutil
-import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from planner.contracts.errors import PlannerError
+from planner.recipe.cli import describe
 from planner.recipe.config import ResolvedConfig, flatten
 from planner.recipe.environment import git_state
 
@@ -162,11 +162,7 @@ def _describe(run: StepRun, config: ResolvedConfig) -> None:
     mlflow.log_params({key: "" if value is None else value for key, value in values.items()})
     with tempfile.TemporaryDirectory() as folder:
         resolved = Path(folder) / "config.yaml"
-        lines = [
-            f"{key}: {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}  # {config.sources[key]}"
-            for key, value in config.values().items()
-        ]
-        resolved.write_text("\n".join([f"# profile {config.profile}", *lines]) + "\n", encoding="utf-8")
+        resolved.write_text(describe(config) + "\n", encoding="utf-8")
         mlflow.log_artifact(str(resolved))
 
 

@@ -1,0 +1,104 @@
+"""Overlaying, types and sources, on a project folder of the test's own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from planner.contracts.errors import ConfigError
+from planner.recipe.cli import describe, main
+from planner.recipe.config import PROJECT, load_config
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    shutil.copy(PROJECT / "recipe.yaml", tmp_path / "recipe.yaml")
+    shutil.copytree(PROJECT / "profiles", tmp_path / "profiles")
+    return tmp_path
+
+
+def write_profile(project: Path, text: str) -> None:
+    (project / "profiles" / "mine.yaml").write_text(text, encoding="utf-8")
+
+
+def test_recipe_is_complete_alone(project: Path) -> None:
+    write_profile(project, "")
+    config = load_config("mine", project=project)
+    assert set(config.sources.values()) == {"recipe.yaml"}, "a value that recipe.yaml leaves to a default in code"
+
+
+def test_profile_overlays_differences_and_keeps_the_rest(project: Path) -> None:
+    write_profile(project, "train:\n  epochs: 7\n")
+    before, after = load_config("local", project=project), load_config("mine", project=project)
+    assert after.recipe.train.epochs == 7
+    assert after.recipe.train.lr == before.recipe.train.lr
+    assert after.sources["train.epochs"] == "profiles/mine.yaml"
+    assert after.sources["train.lr"] == "recipe.yaml"
+
+
+def test_lists_replace(project: Path) -> None:
+    write_profile(project, "train:\n  target_modules: [q_proj]\n")
+    assert list(load_config("mine", project=project).recipe.train.target_modules) == ["q_proj"]
+
+
+def test_parameter_wins_over_profile_and_empty_means_not_given(project: Path) -> None:
+    config = load_config("local", {"train.epochs": "9", "train.lr": "", "promote.model_version": "4"}, project=project)
+    assert config.recipe.train.epochs == 9
+    assert config.sources["train.epochs"] == "parameter epochs"
+    assert config.sources["train.lr"] != "parameter lr"
+    assert config.recipe.promote.model_version == "4"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train:\n  epochz: 3\n", "train.epochz is no key of the recipe (profiles/mine.yaml)"),
+        ("trian:\n  epochs: 3\n", "trian"),
+        ("train:\n  epochs: three\n", "train.epochs is 'three' (profiles/mine.yaml)"),
+        ("train:\n  epochs: 1.5\n", "train.epochs is 1.5 (profiles/mine.yaml)"),
+        ("train:\n  epochs: 0\n", "train.epochs is 0"),
+        ("train:\n  lr: fast\n", "train.lr is 'fast'"),
+        ("train: 3\n", "train"),
+        ("- a list\n", "mine.yaml holds no keys"),
+        ("train: [\n", "mine.yaml cannot be read"),
+        ("build_dataset:\n  start_date: 2017-13-01\n", "build_dataset.start_date"),
+        ("build_dataset:\n  start_date: 2018-02-01\n  end_date: 2018-01-01\n", "end_date"),
+        ("evaluate:\n  split: everything\n", "evaluate.split is 'everything'"),
+        ("promote:\n  allocation: 0.5\n", "promote.allocation is 0.5"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_file(project: Path, text: str, expected: str) -> None:
+    write_profile(project, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config("mine", project=project)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_profile_names_the_known_ones(project: Path) -> None:
+    with pytest.raises(ConfigError, match="no profile 'nope'. Use one of ci, databricks, gpu, kubernetes, local"):
+        load_config("nope", project=project)
+
+
+def test_profile_cannot_leave_its_folder(project: Path) -> None:
+    with pytest.raises(ConfigError, match="no profile"):
+        load_config("../recipe", project=project)
+
+
+def test_show_config_prints_every_value_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show-config", "--profile", "gpu", "train.seed=5"]) == 0
+    out = capsys.readouterr().out
+    assert out.rstrip("\n") == describe(load_config("gpu", {"train.seed": "5"}))
+    lines = {line.split(":")[0]: line for line in out.splitlines()}
+    assert lines["train.model_base"].endswith("# profiles/gpu.yaml")
+    assert lines["train.seed"].endswith("# parameter seed")
+    assert set(lines) - {"# profile gpu"} == set(load_config("gpu").values())
+
+
+def test_show_config_of_a_wrong_value_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show-config", "train.epochs=many"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert "train.epochs is 'many' (parameter epochs)" in captured.err
