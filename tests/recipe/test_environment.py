@@ -1,0 +1,96 @@
+"""What a run refuses to start without, and the state of checkout and packages."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from planner.contracts.errors import ConfigError, EnvironmentMismatchError
+from planner.recipe.config import load_config
+from planner.recipe.environment import DATABASE_VARIABLE, TRACKING_VARIABLE, database_url, git_state, use_tracking_store
+from planner.recipe.fingerprint import code_hash, step_fingerprint
+from planner.recipe.packages import check_packages, pinned_packages
+
+
+@pytest.mark.parametrize("profile", ["gpu", "kubernetes", "databricks"])
+@pytest.mark.parametrize("uri", ["", "sqlite:///mlflow.db"])
+def test_a_missing_tracking_server_is_named(profile: str, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACKING_VARIABLE, uri)
+    with pytest.raises(ConfigError, match=f"'{profile}' needs a tracking server: set MLFLOW_TRACKING_URI"):
+        use_tracking_store(load_config(profile))
+
+
+@pytest.mark.parametrize("profile", ["gpu", "kubernetes", "databricks"])
+def test_a_missing_database_is_named(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DATABASE_VARIABLE, raising=False)
+    with (
+        pytest.raises(ConfigError, match=f"'{profile}' needs a database: set PLANNER_DATABASE_URL"),
+        database_url(load_config(profile)),
+    ):
+        pass
+
+
+def test_the_database_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATABASE_VARIABLE, "postgresql://somewhere/else")
+    with database_url(load_config("local")) as url:
+        assert url == "postgresql://somewhere/else"
+
+
+def test_the_pins_are_what_is_installed() -> None:
+    check_packages()
+    assert len(pinned_packages()) > 20
+
+
+def test_a_package_that_differs_is_named_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["pydantic==0.0.1", "no-such-package==1", "moto[server]==0.1"]\n'
+    )
+    with pytest.raises(EnvironmentMismatchError) as caught:
+        check_packages(tmp_path)
+    message = str(caught.value)
+    assert "pydantic is " in message and "no-such-package is missing, not 1" in message and "moto is " in message
+    assert "start.py setup" in message
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True)
+
+
+def test_a_changed_checkout_is_dirty_and_a_folder_without_git_is_unknown(tmp_path: Path) -> None:
+    assert git_state(tmp_path).commit == "unknown"
+    git(tmp_path, "init")
+    (tmp_path / "file").write_text("1")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-m", "one")
+    clean = git_state(tmp_path)
+    assert len(clean.commit) == 40 and not clean.dirty
+    (tmp_path / "file").write_text("2")
+    assert git_state(tmp_path).dirty
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "pyproject.toml").write_text("pins")
+    for name in ("recipe/train.py", "recipe/registry.py", "recipe/tracking.py", "training/loop.py", "dataset/build.py"):
+        path = tmp_path / "planner" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("code")
+    return tmp_path
+
+
+def test_an_edited_helper_module_changes_the_fingerprint_and_a_touch_does_not(project: Path) -> None:
+    before = code_hash("train", project)
+    (project / "planner/training/loop.py").touch()
+    (project / "planner/dataset/build.py").write_text("another room")
+    assert code_hash("train", project) == before
+    (project / "planner/training/loop.py").write_text("edited")
+    assert code_hash("train", project) != before
+
+
+def test_fingerprint_follows_config_and_inputs(project: Path) -> None:
+    first = step_fingerprint("train", {"lr": 1e-3}, {"dataset_digest": "a"}, project)
+    assert step_fingerprint("train", {"lr": 1e-3}, {"dataset_digest": "a"}, project) == first
+    assert step_fingerprint("train", {"lr": 1e-4}, {"dataset_digest": "a"}, project) != first
+    assert step_fingerprint("train", {"lr": 1e-3}, {"dataset_digest": "b"}, project) != first

@@ -1,0 +1,127 @@
+"""Runs that always end, commit markers, leases: on a real MLflow store in the test's own folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+
+from planner.contracts.errors import DatasetError
+from planner.recipe.config import PROJECT, load_config
+from planner.recipe.tracking import COMMIT_TAG, ERROR_TAG, LEASE_TAG, find_committed, reap_dead_runs, step_run
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+def newest_run() -> mlflow.entities.Run:
+    return MlflowClient().search_runs(["0"], order_by=["attributes.start_time DESC"])[0]
+
+
+def test_a_finished_step_is_found_by_its_fingerprint(store: str) -> None:
+    with step_run(load_config("local"), "train") as run:
+        run.identify("f" * 32)
+        run.outputs["model_version"] = "3"
+    found = newest_run()
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["step"] == "train" and found.data.tags["profile"] == "local"
+    assert len(found.data.tags["git_commit"]) == 40
+    assert found.data.params["train.lora_r"] == str(load_config("local").recipe.train.lora_r)
+    assert find_committed("train", "f" * 32) == (run.run_id, {"model_version": "3"})
+    assert find_committed("train", "e" * 32) is None
+    assert find_committed("evaluate", "f" * 32) is None
+
+
+def test_a_failed_step_leaves_its_message_and_no_commit_marker(store: str) -> None:
+    with pytest.raises(DatasetError), step_run(load_config("local"), "train") as run:
+        run.identify("f" * 32)
+        raise DatasetError("The dataset is gone. Build it again.")
+    found = newest_run()
+    assert found.info.status == "FAILED"
+    assert found.data.tags[ERROR_TAG] == "The dataset is gone. Build it again."
+    assert COMMIT_TAG not in found.data.tags
+    assert find_committed("train", "f" * 32) is None
+
+
+def test_a_finished_run_without_commit_marker_is_not_reused(store: str) -> None:
+    with step_run(load_config("local"), "train") as run:
+        run.identify("f" * 32)
+    MlflowClient().delete_tag(run.run_id, COMMIT_TAG)
+    assert newest_run().info.status == "FINISHED"
+    assert find_committed("train", "f" * 32) is None
+
+
+SCRIPT = """
+import sys, time
+from planner.recipe.config import load_config
+from planner.recipe.tracking import step_run
+with step_run(load_config("local"), "train"):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def start_step(store: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "MLFLOW_TRACKING_URI": store}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_sigterm_ends_the_run(store: str) -> None:
+    process = start_step(store)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    found = newest_run()
+    assert found.info.status == "KILLED"
+    assert "run the same command again" in found.data.tags[ERROR_TAG]
+
+
+def test_a_run_whose_process_was_killed_is_ended_by_the_next_start(store: str) -> None:
+    process = start_step(store)
+    process.kill()
+    process.communicate(timeout=60)
+    assert newest_run().info.status == "RUNNING"
+    assert reap_dead_runs() == 1
+    assert newest_run().info.status == "KILLED"
+    assert reap_dead_runs() == 0
+
+
+def test_a_run_that_is_alive_or_of_another_host_is_left_alone(store: str) -> None:
+    with step_run(load_config("local"), "train"):
+        assert reap_dead_runs() == 0
+        assert newest_run().info.status == "RUNNING"
+    elsewhere = MlflowClient().create_run("0", tags={LEASE_TAG: "another-host 1 0"})
+    assert reap_dead_runs() == 0
+    assert MlflowClient().get_run(elsewhere.info.run_id).info.status == "RUNNING"
+
+
+def test_two_first_starts_on_an_empty_store_do_not_crash(tmp_path: Path) -> None:
+    code = (
+        "from planner.recipe.config import load_config\n"
+        "from planner.recipe.environment import use_tracking_store\n"
+        "use_tracking_store(load_config('local'))\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'fresh.db'}",
+    }
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
