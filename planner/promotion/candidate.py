@@ -7,6 +7,7 @@ that a call after a kill completes what the killed one began.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -61,15 +62,12 @@ def mark_candidate(client: MlflowClient, model_name: str, model_version: str) ->
             f"{model_name} version {model_version} is archived and does not come back. Train and register a new one."
         )
     written = []
-    try:
-        if stage not in (ALIAS, *_LATER_STAGES):
-            client.set_model_version_tag(model_name, model_version, STAGE, ALIAS)
-            written.append(f"tag {STAGE}={ALIAS}")
-        if _alias_version(client, model_name, ALIAS) != model_version:
-            client.set_registered_model_alias(model_name, ALIAS, model_version)
-            written.append(f"alias {ALIAS}")
-    except MlflowException as error:
-        raise _unreachable(error) from error
+    if stage not in (ALIAS, *_LATER_STAGES):
+        _write_twice(lambda: client.set_model_version_tag(model_name, model_version, STAGE, ALIAS))
+        written.append(f"tag {STAGE}={ALIAS}")
+    if _alias_version(client, model_name, ALIAS) != model_version:
+        _write_twice(lambda: client.set_registered_model_alias(model_name, ALIAS, model_version))
+        written.append(f"alias {ALIAS}")
     return tuple(written)
 
 
@@ -101,9 +99,7 @@ def promote_candidate(connection: Connection, client: MlflowClient, config: Prom
 
     policy_version = _ensure_active(connection, config, model_version)
     written = [f"policy version {policy_version.version} of {config.policy}"] if policy_version.created else []
-    written += mark_candidate(client, config.model_name, model_version)
-    if _record_candidate(connection, policy_version, reason):
-        written.append("event model_promoted (candidate)")
+    written += _mark_and_record(connection, client, policy_version, reason)
     stage = version.tags.get(STAGE)
     stage = stage if stage in _LATER_STAGES else ALIAS
     variant = None
@@ -172,13 +168,18 @@ def _ensure_active(connection: Connection, config: PromoteConfig, model_version:
     return run_serialised(connection, policy_lock(config.policy), work, what=what)
 
 
-def _record_candidate(connection: Connection, policy_version: PolicyVersion, reason: str) -> bool:
-    return run_serialised(
-        connection,
-        policy_lock(policy_version.policy),
-        lambda cursor: write_promoted(cursor, policy_version, to_stage=ALIAS, reason=reason),
-        what="the event model_promoted",
-    )
+def _mark_and_record(
+    connection: Connection, client: MlflowClient, policy_version: PolicyVersion, reason: str
+) -> list[str]:
+    def work(cursor: Cursor) -> list[str]:
+        # Inside the lock: of two promoters, the late one then sees the tag of the early one and does not set it back.
+        written = list(mark_candidate(client, policy_version.model_name, policy_version.model_version))
+        if write_promoted(cursor, policy_version, to_stage=ALIAS, reason=reason):
+            written.append(f"event model_promoted ({ALIAS})")
+        return written
+
+    lock = policy_lock(policy_version.policy)
+    return run_serialised(connection, lock, work, what="the event model_promoted")
 
 
 def _add_variant(connection: Connection, config: PromoteConfig, policy_version: PolicyVersion, reason: str) -> Variant:
@@ -248,10 +249,19 @@ def _check_not_production(client: MlflowClient, model_name: str, model_version: 
 
 
 def _set_stage(client: MlflowClient, model_name: str, model_version: str, stage: str) -> None:
+    _write_twice(lambda: client.set_model_version_tag(model_name, model_version, STAGE, stage))
+
+
+def _write_twice(write: Callable[[], None]) -> None:
+    # MLflow looks whether the tag or alias is there and then inserts or updates it: of two first writers one fails on
+    # the unique key, and succeeds with an update when it tries again.
     try:
-        client.set_model_version_tag(model_name, model_version, STAGE, stage)
-    except MlflowException as error:
-        raise _unreachable(error) from error
+        write()
+    except MlflowException:
+        try:
+            write()
+        except MlflowException as error:
+            raise _unreachable(error) from error
 
 
 def _unreachable(error: MlflowException) -> TrackingError:
