@@ -1,0 +1,214 @@
+"""Which recipes a request allows, and whether any plan can satisfy it: decided before a model is called.
+
+In: a catalogue (indexed once) and typed requests. Out: `Allowed`, a mask over the catalogue with how many recipes
+survive each filter. The rules are those of `spec/evaluation.md`, "Constraints of a plan".
+
+Texts match by words: case, accents and plural are ignored (`tomato` = `Tomatoes`), hyphens and spaces are the same,
+and an excluded term stands in a text when its words stand there one after the other (`butter` in `peanut butter`,
+not the other way round; `egg` not in `eggplant`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.contracts.catalogue import Catalogue, Recipe, cents
+from planner.contracts.request import Request
+
+UNKNOWN = -1  # prep time or cost that the catalogue does not know
+MAX_COST = 10**9  # cents a serving; more is no price, and would overflow the 64 bits of a plan's sum
+_APOSTROPHES = re.compile(r"['’`´]")
+_NO_WORD = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Recipes that a request allows.
+
+    `mask` is a bool per recipe in catalogue order; `surviving` counts the recipes left after each filter, in the
+    order applied; `budget` is in cents, None without a limit.
+    """
+
+    mask: NDArray[np.bool_]
+    surviving: tuple[tuple[str, int], ...]
+    budget: int | None
+
+    @property
+    def num_recipes(self) -> int:
+        """How many recipes are allowed."""
+        return int(self.mask.sum())
+
+
+class ConstraintIndex:
+    """The catalogue prepared for filtering: about 0.1 ms a request at 500 recipes."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        recipes = catalogue.recipes
+        self.catalogue = catalogue
+        self.active = np.array([recipe.active for recipe in recipes], dtype=bool)
+        self.prep_time = np.array(
+            [UNKNOWN if recipe.prep_time is None else recipe.prep_time for recipe in recipes], dtype=np.int64
+        )
+        self.cost_cents = np.array([_cost(recipe) for recipe in recipes], dtype=np.int64)
+        self._phrases = _phrases(recipes)
+        self._allergens = _phrases_of((row, r.allergens) for row, r in enumerate(recipes))
+        self._tags = _whole_texts(recipes)
+        self._masks: dict[tuple[str, str], NDArray[np.bool_]] = {}
+
+    def allowed(self, request: Request) -> Allowed:
+        """Filter the catalogue for a request; an unknown prep time or cost never passes under a limit."""
+        limits = request.constraints
+        budget = cents(limits.budget)
+        mask = self.active.copy()
+        surviving = [("active", int(mask.sum()))]
+        for term in limits.excluded_ingredients:
+            mask &= ~self._cached("excluded", term)
+        surviving.append(("excluded_ingredients", int(mask.sum())))
+        for restriction in request.household.restrictions:
+            mask &= self._cached("restriction", restriction)
+        surviving.append(("restrictions", int(mask.sum())))
+        if limits.max_prep_time is not None:
+            mask &= (self.prep_time != UNKNOWN) & (self.prep_time <= limits.max_prep_time)
+            surviving.append(("max_prep_time", int(mask.sum())))
+        if budget is not None:
+            mask &= self.cost_cents != UNKNOWN
+            surviving.append(("known cost", int(mask.sum())))
+        return Allowed(mask, tuple(surviving), budget)
+
+    def infeasible_reason(self, allowed: Allowed) -> str | None:
+        """Why no plan can satisfy the request, or None: a single serving of one allowed recipe is a plan."""
+        if not allowed.num_recipes:
+            left = ", ".join(f"{count} after {name}" for name, count in allowed.surviving)
+            return f"no_recipe_allowed: of {len(self.active)} recipes {left}"
+        if allowed.budget is not None:
+            cheapest = int(self.cost_cents[allowed.mask].min())
+            if cheapest > allowed.budget:
+                return (
+                    f"budget_below_minimum: one serving of the cheapest allowed recipe costs {cheapest / 100:.2f}, "
+                    f"the budget is {allowed.budget / 100:.2f}"
+                )
+        return None
+
+    def _cached(self, rule: str, text: str) -> NDArray[np.bool_]:
+        key = (rule, text)
+        if key not in self._masks:
+            if len(self._masks) > 4096:  # texts come from requests: bounded
+                self._masks.clear()
+            self._masks[key] = self._excluded(text) if rule == "excluded" else self._restricted(text)
+        return self._masks[key]
+
+    def _excluded(self, term: str) -> NDArray[np.bool_]:
+        return self._having(self._phrases, _keys(term))
+
+    def _restricted(self, restriction: str) -> NDArray[np.bool_]:
+        words = split_words(restriction)
+        if len(words) > 1 and stem(words[-1]) == "allergy":
+            return ~self._having(self._allergens, _keys(" ".join(words[:-1])))
+        # A restriction that nobody knows, an empty one included, has no tag and so allows nothing.
+        return self._having(self._tags, (" ".join(map(stem, words)),))
+
+    def _having(self, phrases: Mapping[str, NDArray[np.int64]], keys: Iterable[str]) -> NDArray[np.bool_]:
+        mask = np.zeros(len(self.active), dtype=bool)
+        for key in keys:
+            rows = phrases.get(key)
+            if rows is not None:
+                mask[rows] = True
+        return mask
+
+
+def allowed_recipes(request: Request, catalogue: Catalogue) -> Allowed:
+    """Filter a catalogue for one request; for many requests keep a `ConstraintIndex`."""
+    return ConstraintIndex(catalogue).allowed(request)
+
+
+def infeasible_reason(request: Request, catalogue: Catalogue) -> str | None:
+    """Why no plan can satisfy the request (`no_recipe_allowed: …`, `budget_below_minimum: …`), or None."""
+    index = ConstraintIndex(catalogue)
+    return index.infeasible_reason(index.allowed(request))
+
+
+@lru_cache(maxsize=65536)
+def split_words(text: str) -> tuple[str, ...]:
+    """The words of a text, case-folded and without accents; everything that is no letter or digit separates."""
+    plain = unicodedata.normalize("NFKD", _APOSTROPHES.sub("", text).casefold())
+    plain = "".join(c for c in plain if not unicodedata.combining(c)).casefold()
+    return tuple(word for word in _NO_WORD.split(plain) if word)
+
+
+@lru_cache(maxsize=65536)
+def stem(word: str) -> str:
+    """One form for singular and plural: tomato(es), berry/berries, leaf/leaves, glass(es), octopus(es)."""
+    if word.endswith("s") and not word.endswith(("ss", "us")) and len(word) > 2:
+        word = word[:-1]
+    if word.endswith("e") and len(word) > 2:
+        word = word[:-1]
+    if word.endswith("i") and len(word) > 1:
+        word = word[:-1] + "y"
+    if word.endswith("v") and len(word) > 1:
+        word = word[:-1] + "f"
+    return word
+
+
+def _keys(term: str) -> tuple[str, ...]:
+    """What a term is looked up by: its stems, and its words joined (`soysauce` = `soy sauce`); nothing if blank."""
+    words = split_words(term)
+    return (" ".join(map(stem, words)), _joined(words)) if words else ()
+
+
+def _joined(words: tuple[str, ...]) -> str:
+    return "".join(words[:-1]) + stem(words[-1])
+
+
+def _phrases(recipes: tuple[Recipe, ...]) -> dict[str, NDArray[np.int64]]:
+    return _phrases_of(
+        (row, (*(i.name for i in recipe.ingredients), *recipe.allergens, *recipe.tags))
+        for row, recipe in enumerate(recipes)
+    )
+
+
+def _phrases_of(texts_by_row: Iterable[tuple[int, tuple[str, ...]]]) -> dict[str, NDArray[np.int64]]:
+    """Rows of each run of consecutive words; texts repeat across recipes, so each is cut up once."""
+    rows_of: dict[str, set[int]] = {}
+    for row, texts in texts_by_row:
+        for text in texts:
+            for phrase in _runs(text):
+                rows_of.setdefault(phrase, set()).add(row)
+    return _arrays(rows_of)
+
+
+@lru_cache(maxsize=65536)
+def _runs(text: str) -> frozenset[str]:
+    words = split_words(text)
+    spans = [(a, b) for a in range(len(words)) for b in range(a + 1, len(words) + 1)]
+    stems = tuple(map(stem, words))
+    return frozenset(" ".join(stems[a:b]) for a, b in spans) | frozenset(_joined(words[a:b]) for a, b in spans)
+
+
+def _whole_texts(recipes: tuple[Recipe, ...]) -> dict[str, NDArray[np.int64]]:
+    rows_of: dict[str, set[int]] = {}
+    for row, recipe in enumerate(recipes):
+        for tag in recipe.tags:
+            words = split_words(tag)
+            if words:
+                rows_of.setdefault(" ".join(map(stem, words)), set()).add(row)
+    return _arrays(rows_of)
+
+
+def _arrays(rows_of: dict[str, set[int]]) -> dict[str, NDArray[np.int64]]:
+    return {key: np.fromiter(sorted(rows), dtype=np.int64) for key, rows in rows_of.items()}
+
+
+def _cost(recipe: Recipe) -> int:
+    cost = recipe.cost_per_serving
+    if cost is None or not math.isfinite(cost):
+        return UNKNOWN
+    amount = max(0, cents(cost) or 0)  # a negative price must not pay for other dishes
+    return amount if amount <= MAX_COST else UNKNOWN

@@ -1,0 +1,175 @@
+"""Plans from a language model that cannot break a constraint: jump-forward decoding over the catalogue trie.
+
+In: a model and tokenizer, a catalogue, typed requests. Out: a `PlanResult` for each, greedily and deterministically.
+
+Only decisions cost a model call: tokens with no alternative are appended and fed together with the next choice. Rows
+are packed without padding, and a finished row's place goes to the next request at once. The tokens are always those
+that the tokenizer gives for the plan's text, so a plan reads to the model as it did in training.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from planner.contracts.catalogue import Catalogue
+from planner.contracts.errors import ContractError
+from planner.contracts.plan import EMPTY_PLAN
+from planner.contracts.prompt import default_servings, encode_prompt, render_prompt
+from planner.contracts.request import Household, Request
+from planner.decoding.constraints import Allowed, ConstraintIndex
+from planner.decoding.moves import PlanMoves
+from planner.decoding.packed import PackedModel, RowCache
+from planner.decoding.result import PlanResult
+from planner.decoding.trie import build_trie
+
+ROOM_FOR_PLAN = 112  # tokens that a row's cache has room for behind the prompt; it grows where that is too few
+
+# Only where `Soup x2` is a title beside `Soup`, and nothing but two servings of `Soup` would fit.
+UNWRITABLE = "no_recipe_allowed: what fits the budget reads like the title of another recipe"
+
+
+@dataclass(slots=True)
+class _Row:
+    """One request while it is decoded; `legal` are the tokens to choose from, `num_fed` tokens are in the cache."""
+
+    index: int
+    prompt: list[int]
+    moves: PlanMoves
+    legal: NDArray[np.int64]
+    cache: RowCache | None = None
+    num_fed: int = 0
+    num_calls: int = 0
+
+    def unfed(self) -> list[int]:
+        return (self.prompt + self.moves.tokens)[self.num_fed :]
+
+
+class Decoder:
+    """Decodes plans for one catalogue; safe to call from several threads, one at a time gets the model.
+
+    Args:
+        model: a Hugging Face causal language model in evaluation mode, merged or with an adapter.
+        tokenizer: its tokenizer.
+        catalogue: the dishes that may be proposed.
+        max_rows: requests decoded at a time. More rows share a call's cost; each holds its cache.
+        repeats: whether a dish may stand twice in a plan.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, catalogue: Catalogue, *, max_rows: int = 16, repeats: bool = False
+    ) -> None:
+        self.catalogue = catalogue
+        self.trie = build_trie(catalogue, tokenizer)
+        self.constraints = ConstraintIndex(catalogue)
+        self.packed = PackedModel(model)
+        self._tokenizer, self._max_rows, self._repeats = tokenizer, max_rows, repeats
+        self._lock = threading.Lock()
+        self._prefix = self._shared_prefix()
+        self._prefix_cache: RowCache | None = None
+
+    def plan(self, requests: Sequence[Request]) -> list[PlanResult]:
+        """Plan each request; one that no plan can satisfy gets an empty plan and the reason, without a model call.
+
+        Raises:
+            ContractError: a request's text is longer than the model's context.
+        """
+        results: dict[int, PlanResult] = {}
+        rows: list[_Row] = []
+        for index, request in enumerate(requests):
+            allowed = self.constraints.allowed(request)
+            reason = self.constraints.infeasible_reason(allowed)
+            row = None if reason is not None else self._new_row(index, request, allowed)
+            if row is not None and (row.moves.plan.meals or len(row.legal)):
+                rows.append(row)
+            else:
+                results[index] = PlanResult(EMPTY_PLAN, False, reason or UNWRITABLE)
+        # The longest first: the last rows to finish should be short ones.
+        rows.sort(key=lambda row: (-len(row.prompt), row.index))
+        with self._lock:
+            self._decode(rows)
+        for row in rows:
+            results[row.index] = PlanResult(row.moves.plan, True, None, len(row.moves.tokens), row.num_calls)
+        return [results[index] for index in range(len(requests))]
+
+    def moves(self, request: Request) -> PlanMoves:
+        """The legal moves of a request's plan, from its beginning."""
+        return self._moves(request, self.constraints.allowed(request))
+
+    def allowed_tokens(self, prefix: Sequence[int], request: Request) -> list[int]:
+        """The tokens that may follow `prefix`, the plan's tokens so far; a pure function, for other decoders."""
+        moves = self.moves(request)
+        for token in prefix:
+            moves.take(token)
+        return [int(token) for token in moves.legal_tokens()]
+
+    def _moves(self, request: Request, allowed: Allowed) -> PlanMoves:
+        costs = self.constraints.cost_cents
+        usual = default_servings(request)
+        return PlanMoves(self.trie, self.catalogue, costs, allowed, usual, repeats=self._repeats)
+
+    def _new_row(self, index: int, request: Request, allowed: Allowed) -> _Row:
+        prompt = self._encode(request)
+        most = self.packed.max_positions - ROOM_FOR_PLAN
+        if len(prompt) > most:
+            raise ContractError(
+                f"Invalid request: its text has {len(prompt)} tokens, and the model takes {most} beside a plan. "
+                "Shorten pantry, preferences and exclusions."
+            )
+        moves = self._moves(request, allowed)
+        return _Row(index, prompt, moves, moves.run_forced())
+
+    def _decode(self, rows: Sequence[_Row]) -> None:
+        waiting = deque(row for row in rows if len(row.legal))
+        active: list[_Row] = []
+        while waiting or active:
+            while waiting and len(active) < self._max_rows:
+                active.append(self._started(waiting.popleft()))
+            hidden = self.packed.forward([(_cache(row), row.unfed()) for row in active])
+            for row, state in zip(active, hidden, strict=True):
+                row.num_fed = len(row.prompt) + len(row.moves.tokens)
+                row.num_calls += 1
+                ids = torch.from_numpy(row.legal).to(self.packed.device)
+                row.moves.take(int(row.legal[int(self.packed.scores(state, ids).argmax())]))
+                row.legal = row.moves.run_forced()
+                if not len(row.legal):
+                    row.cache = None
+            active = [row for row in active if row.cache is not None]
+
+    def _started(self, row: _Row) -> _Row:
+        row.cache = self.packed.new_row(len(row.prompt) + ROOM_FOR_PLAN)
+        shared = _common_length(row.prompt[:-1], self._prefix)
+        if shared:
+            if self._prefix_cache is None:
+                self._prefix_cache = self.packed.new_row(len(self._prefix))
+                self.packed.forward([(self._prefix_cache, self._prefix)])
+            row.cache.copy_prefix(self._prefix_cache, shared)
+            row.num_fed = shared
+        return row
+
+    def _encode(self, request: Request) -> list[int]:
+        return encode_prompt(self._tokenizer, render_prompt(request, self.catalogue))
+
+    def _shared_prefix(self) -> list[int]:
+        """The tokens that every prompt begins with, found by comparing two prompts that differ at once."""
+        one, two = (self._encode(Request(Household("", size))) for size in (1, 2))
+        return one[: _common_length(one, two)]
+
+
+def _cache(row: _Row) -> RowCache:
+    assert row.cache is not None
+    return row.cache
+
+
+def _common_length(one: Sequence[int], two: Sequence[int]) -> int:
+    for index, (a, b) in enumerate(zip(one, two, strict=False)):
+        if a != b:
+            return index
+    return min(len(one), len(two))

@@ -1,0 +1,172 @@
+"""Which tokens may follow in a plan's text: a pure walk over the catalogue trie, with the money that is left.
+
+In: a trie, what a request allows, and the tokens chosen so far. Out: the legal next tokens. Whatever is chosen among
+them, the walk ends with a plan that breaks no constraint: strictly ascending days, at least one meal, no dish twice,
+and a sum within the budget. No model is involved, so a test can drive it with any scores.
+
+Decisions are: the day (or the end, after a meal), the branches of the title, usual servings or a number, the number.
+A position with one legal token is no decision (`run_forced` passes over it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.contracts.catalogue import Catalogue
+from planner.contracts.plan import WEEKDAYS, Meal, Plan
+from planner.decoding.constraints import Allowed
+from planner.decoding.trie import MAX_SERVINGS, NUMBER, USUAL, CatalogueTrie, Pieces
+
+NEVER = 2**62  # a price above any budget
+
+
+@dataclass(slots=True)
+class _Option:
+    """One of a few token sequences that may come next: a day (index), the end (7) or a number of servings."""
+
+    pieces: Pieces
+    value: int
+
+
+_END = len(WEEKDAYS)
+
+
+class PlanMoves:
+    """The state of one plan while it is written.
+
+    Args:
+        trie: the catalogue's trie.
+        catalogue: the same catalogue, for the ids.
+        cost_cents: per recipe, negative when unknown.
+        allowed: the recipes and the budget of the request.
+        usual: servings that a line without a number means.
+        repeats: whether a dish may stand twice in a plan.
+    """
+
+    def __init__(
+        self,
+        trie: CatalogueTrie,
+        catalogue: Catalogue,
+        cost_cents: NDArray[np.int64],
+        allowed: Allowed,
+        usual: int,
+        *,
+        repeats: bool = False,
+    ) -> None:
+        self.tokens: list[int] = []
+        self.finished = False
+        self._trie, self._catalogue, self._repeats, self._usual = trie, catalogue, repeats, usual
+        self._cost = np.maximum(cost_cents, 0)  # an unknown cost is allowed only without a budget
+        self._left = NEVER - 1 if allowed.budget is None else min(allowed.budget, NEVER - 1)
+        self._bound = servings_bound(usual)
+        self._price = self._prices(allowed.mask)
+        self._meals: list[Meal] = []
+        self._day = -1
+        self._low = self._high = self._depth = 0
+        self._options: list[_Option] = []
+        self._pos = 0
+        self._offer_days()
+
+    @property
+    def plan(self) -> Plan:
+        """The meals written so far."""
+        return Plan(tuple(self._meals))
+
+    def legal_tokens(self) -> NDArray[np.int64]:
+        """Every token that may come next, ascending; empty once the plan is finished."""
+        if self.finished:
+            return np.empty(0, dtype=np.int64)
+        if self._options:
+            return np.unique(np.array([option.pieces[self._pos] for option in self._options], dtype=np.int64))
+        if self._high - self._low == 1:
+            return self._trie.tokens[self._low : self._high, self._depth].astype(np.int64)
+        tokens, starts = self._trie.children(self._low, self._high, self._depth)
+        cheapest = np.minimum.reduceat(self._price[self._low : self._high], starts - self._low)
+        legal: NDArray[np.int64] = tokens[cheapest <= self._left]
+        return legal
+
+    def take(self, token: int) -> None:
+        """Append one legal token."""
+        self.tokens.append(token)
+        if self._options:
+            self._options = [option for option in self._options if option.pieces[self._pos] == token]
+            self._pos += 1
+            assert self._options, "an illegal token was taken"
+            if self._pos == len(self._options[0].pieces):
+                chosen, self._options = self._options[0].value, []
+                self._decided(chosen)
+            return
+        self._narrow(token)
+        self._depth += 1
+        if self._high - self._low == 1 and self._depth == self._trie.lengths[self._low]:
+            self._reach_leaf(self._low)
+
+    def run_forced(self) -> NDArray[np.int64]:
+        """Append tokens while only one is legal; the legal tokens of the decision then reached, empty at the end."""
+        while not self.finished:
+            legal = self.legal_tokens()
+            if len(legal) != 1:
+                assert len(legal), "a dead end: the look-ahead is wrong"
+                return legal
+            self.take(int(legal[0]))
+        return np.empty(0, dtype=np.int64)
+
+    def _prices(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The least that a leaf costs, `NEVER` where it is not allowed."""
+        trie, cost = self._trie, self._cost
+        kind = trie.servings
+        least = np.where(kind == USUAL, self._usual, np.where(kind == NUMBER, 2 if self._usual == 1 else 1, kind))
+        # The text never spells the usual servings as a number, as `render_plan` never does.
+        spelled = (kind <= 0) | ((kind != self._usual) & (kind <= self._bound))
+        return np.where(mask[trie.recipe] & spelled, cost[trie.recipe] * least, NEVER)
+
+    def _offer_days(self) -> None:
+        self._options = [_Option((self._trie.end,), _END)] if self._meals else []
+        if self._day + 1 < _END and self._price.min() <= self._left:
+            self._options += [_Option(self._trie.labels[day], day) for day in range(self._day + 1, _END)]
+        self._pos = 0
+        self.finished = not self._options  # nothing is allowed at all; `infeasible_reason` has said so before
+
+    def _decided(self, value: int) -> None:
+        if self._high:  # a leaf is open: the value is its servings
+            self._eat(self._low, value)
+        elif value == _END:
+            self.finished = True
+        else:
+            self._day = value
+            self._low, self._high, self._depth = 0, self._trie.num_leaves, 0
+
+    def _narrow(self, token: int) -> None:
+        if self._high - self._low == 1:
+            return
+        tokens, starts = self._trie.children(self._low, self._high, self._depth)
+        at = int(np.searchsorted(tokens, token))
+        assert at < len(tokens) and tokens[at] == token, "an illegal token was taken"
+        self._low, self._high = int(starts[at]), int(starts[at + 1]) if at + 1 < len(starts) else self._high
+
+    def _reach_leaf(self, leaf: int) -> None:
+        kind = int(self._trie.servings[leaf])
+        if kind != NUMBER:
+            self._eat(leaf, self._usual if kind == USUAL else kind)
+            return
+        price = int(self._cost[self._trie.recipe[leaf]])
+        most = self._bound if price == 0 else min(self._bound, self._left // price)
+        numbers = (n for n in range(1, most + 1) if n != self._usual)
+        self._options, self._pos = [_Option(self._trie.numbers[n], n) for n in numbers], 0
+
+    def _eat(self, leaf: int, servings: int) -> None:
+        row = int(self._trie.recipe[leaf])
+        self._meals.append(Meal(WEEKDAYS[self._day], self._catalogue.recipes[row].id, servings))
+        self._left -= int(self._cost[row]) * servings
+        if not self._repeats:
+            self._price[self._trie.recipe == row] = NEVER
+        self._low = self._high = 0
+        self._offer_days()
+
+
+def servings_bound(usual: int) -> int:
+    """The most servings that a model may choose as a number: twice the household, at least 12, at most 200."""
+    return min(max(12, 2 * usual), MAX_SERVINGS)

@@ -1,0 +1,183 @@
+"""One forward pass over rows of different lengths without padding: packed tokens, a key-value cache for each row.
+
+In: a Hugging Face causal language model (merged or with adapters) and, per row, its cache and its new tokens. Out:
+the last hidden state of each row, and scores of the tokens that are asked for, and of no others.
+
+All dense layers see one packed sequence; only the attention itself goes row by row. It is plugged in through
+transformers' attention interface while a pass runs, so the model is unchanged before and after.
+
+Shapes: T new tokens of all rows, R rows, H heads, G key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "planner_packed"
+
+
+class RowCache:
+    """Keys and values of one row, `length` tokens so far; grows by doubling."""
+
+    def __init__(self, shape: tuple[int, int, int], capacity: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        layers, heads, head_size = shape
+        self.keys = torch.empty(layers, heads, capacity, head_size, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+
+    def reserve(self, num_new: int) -> None:
+        """Make room for `num_new` more tokens."""
+        capacity = self.keys.shape[2]
+        if self.length + num_new > capacity:
+            size = (*self.keys.shape[:2], max(2 * capacity, self.length + num_new), self.keys.shape[3])
+            for name in ("keys", "values"):
+                grown = torch.empty(size, dtype=self.keys.dtype, device=self.keys.device)
+                grown[:, :, : self.length] = getattr(self, name)[:, :, : self.length]
+                setattr(self, name, grown)
+
+    def copy_prefix(self, other: RowCache, length: int) -> None:
+        """Begin with the first `length` tokens of another row; exact, since a prefix does not see what follows."""
+        self.keys[:, :, :length] = other.keys[:, :, :length]
+        self.values[:, :, :length] = other.values[:, :, :length]
+        self.length = length
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Where each row's new tokens lie in the packed sequence."""
+
+    caches: Sequence[RowCache]
+    bounds: Sequence[tuple[int, int]]
+    masks: Sequence[Tensor | None]
+
+
+class PackedModel:
+    """A causal language model driven over packed rows; `num_calls` and `num_tokens` count what went through it."""
+
+    def __init__(self, model: Any) -> None:
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._decoder = causal.get_decoder()
+        self._head = causal.get_output_embeddings()
+        config = self._config = self._decoder.config
+        heads = config.num_key_value_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._shape = (config.num_hidden_layers, heads, size)
+        weight = self._head.weight
+        self._dtype, self.device = weight.dtype, weight.device
+        self.max_positions: int = config.max_position_embeddings
+        self.num_calls = self.num_tokens = 0
+        AttentionInterface.register(NAME, packed_attention)
+
+    def new_row(self, capacity: int) -> RowCache:
+        """An empty cache for about `capacity` tokens."""
+        return RowCache(self._shape, capacity, dtype=self._dtype, device=self.device)
+
+    def forward(self, rows: Sequence[tuple[RowCache, Sequence[int]]]) -> Tensor:
+        """Feed each row its new tokens (at least one); the last hidden state of each row, (R, hidden)."""
+        bounds, masks, positions, start = [], [], [], 0
+        for cache, tokens in rows:
+            cache.reserve(len(tokens))
+            bounds.append((start, start + len(tokens)))
+            masks.append(_causal_mask(cache.length, len(tokens), self.device))
+            positions.append(torch.arange(cache.length, cache.length + len(tokens)))
+            start += len(tokens)
+        ids = torch.tensor([token for _, tokens in rows for token in tokens], device=self.device)
+        packed = _Packed([cache for cache, _ in rows], bounds, masks)
+        with torch.inference_mode(), self._plugged_in():
+            output = self._decoder(
+                input_ids=ids[None],
+                position_ids=torch.cat(positions).to(self.device)[None],
+                use_cache=False,
+                packed_rows=packed,
+            )
+        for cache, tokens in rows:
+            cache.length += len(tokens)
+        self.num_calls += 1
+        self.num_tokens += start
+        last: Tensor = output.last_hidden_state[0, [stop - 1 for _, stop in bounds]]
+        return last
+
+    def scores(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """Logits of the given tokens alone, (tokens,), in fp32."""
+        with torch.inference_mode():
+            logits: Tensor = self._head.weight[token_ids].float() @ hidden.float()
+            bias = getattr(self._head, "bias", None)
+            return logits if bias is None else logits + bias[token_ids].float()
+
+    @contextmanager
+    def _plugged_in(self) -> Iterator[None]:
+        before = self._config._attn_implementation
+        self._config._attn_implementation = NAME
+        try:
+            yield
+        finally:
+            self._config._attn_implementation = before
+
+
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    packed_rows: _Packed,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Causal attention of each row over its own cache, which takes up the new keys and values.
+
+    Args:
+        module: the attention layer, for its index.
+        query: (1, H, T, D).
+        key: (1, G, T, D).
+        value: (1, G, T, D).
+        attention_mask: unused: a row sees its own past only.
+        scaling: factor of the scores.
+        packed_rows: the rows, as `PackedModel.forward` passes them.
+
+    Returns:
+        (1, T, H, D), and no weights.
+    """
+    num_heads, num_tokens, size = query.shape[1:]
+    output = query.new_empty(1, num_tokens, num_heads, size)
+    groups = num_heads // key.shape[1]
+    layer = module.layer_idx
+    for cache, (start, stop), mask in zip(packed_rows.caches, packed_rows.bounds, packed_rows.masks, strict=True):
+        end = cache.length + stop - start
+        keys, values = cache.keys[layer], cache.values[layer]
+        keys[:, cache.length : end] = key[0, :, start:stop]
+        values[:, cache.length : end] = value[0, :, start:stop]
+        output[0, start:stop] = _attend(
+            query[0, :, start:stop], keys[:, :end], values[:, :end], mask, groups=groups, scaling=scaling
+        ).transpose(0, 1)
+    return output, None
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, groups: int, scaling: float) -> Tensor:
+    num_new = query.shape[1]
+    if groups > 1 and num_new > 1:
+        keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
+    elif groups > 1:  # one token: its heads are the queries of their shared keys
+        folded = query.view(keys.shape[0], groups, -1)
+        one = scaled_dot_product_attention(folded[None], keys[None], values[None], scale=scaling)
+        return one[0].reshape(query.shape)
+    causal = mask is None and num_new > 1
+    return scaled_dot_product_attention(
+        query[None], keys[None], values[None], attn_mask=mask, is_causal=causal, scale=scaling
+    )[0]
+
+
+def _causal_mask(num_past: int, num_new: int, device: torch.device) -> Tensor | None:
+    """Which of the row's tokens each new token sees; None where the kernel's own causal mask is right."""
+    if num_past == 0 or num_new == 1:
+        return None
+    return torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=device).tril(num_past)

@@ -1,0 +1,43 @@
+"""What a planner answers, and what every planner is.
+
+In: typed requests. Out: a `PlanResult` for each, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from planner.contracts.catalogue import Catalogue
+from planner.contracts.plan import Plan
+from planner.contracts.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class PlanResult:
+    """A plan that breaks no constraint, or an empty one with the reason why none exists.
+
+    `num_tokens` counts the plan's own tokens, the end token included; `num_model_calls` the forward passes in which
+    this request took part, the prompt's included. Both are 0 for a planner without a model.
+    """
+
+    plan: Plan
+    feasible: bool
+    reason: str | None
+    num_tokens: int = 0
+    num_model_calls: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The served form: `{"plan": {"meals": […]}, "feasible", "reason"}`."""
+        return {"plan": self.plan.to_dict(), "feasible": self.feasible, "reason": self.reason}
+
+
+class Planner(Protocol):
+    """Anything that plans: `kind` is `lora` or `popular`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def catalogue(self) -> Catalogue: ...
+    def plan(self, requests: Sequence[Request]) -> list[PlanResult]: ...
