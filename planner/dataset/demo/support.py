@@ -1,0 +1,87 @@
+"""How well a week's purchases support each dish, and how a household's habits rank the dishes.
+
+In: purchases by household, week and stock. Out: arrays over (row, dish), a row being one shopping week of a household.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.dataset.demo.catalogue import DemoCatalogue
+from planner.dataset.demo.purchases import Floats, Ints, Purchases
+
+Bools = NDArray[np.bool_]
+
+MIN_SHARE = 1 / 3  # of a dish's ingredients by weight of rarity, the main one bought that week in any case
+
+
+@dataclass(frozen=True)
+class Support:
+    """What each shopping week supports; rows sorted by household, then week.
+
+    `share` (row, dish) is the share of the dish's ingredients bought that week, 0 without the main one; `habit`
+    (household, dish) is how much the household's year of shopping leans to the dish's ingredients; `main_pieces`
+    (row, dish) how many pieces of the main ingredient were bought; `main` the stock of each dish's main ingredient.
+    """
+
+    household: Ints
+    week: Ints
+    share: Floats
+    habit: Floats
+    main_pieces: Floats
+    main: Ints
+
+
+def compute_support(catalogue: DemoCatalogue, purchases: Purchases) -> Support:
+    """Score every dish for every shopping week."""
+    num_stocks = len(catalogue.stocks)
+    pieces = purchases.by_week(num_stocks)
+    bought = pieces > 0
+    active = purchases.lines_hw > 0
+    active[:, 0] = False
+    weight_SD, main = _weights(catalogue, bought, int(active.sum()))
+    household, week = np.nonzero(active)
+    share = bought[household, week].astype(np.float64) @ weight_SD
+    main_pieces = pieces[household, week][:, main]
+    share[main_pieces == 0] = 0.0
+    return Support(
+        household=household,
+        week=week,
+        share=share,
+        habit=_habit(catalogue, bought, active, weight_SD),
+        main_pieces=main_pieces,
+        main=main,
+    )
+
+
+def unit_hash(*parts: object) -> float:
+    """A number in [0, 1) that depends on the text of its parts alone."""
+    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _weights(catalogue: DemoCatalogue, bought: Bools, num_weeks: int) -> tuple[Floats, Ints]:
+    """Weight of each stock in each dish, columns summing to 1: rare ingredients say more (inverse document frequency)."""
+    index = {food.name: position for position, food in enumerate(catalogue.stocks)}
+    rarity = np.log((num_weeks + 1) / (bought.sum((0, 1)) + 1))
+    weight_SD = np.zeros((len(catalogue.stocks), len(catalogue.dishes)))
+    for column, dish in enumerate(catalogue.dishes):
+        rows = [index[food.stock] for food in dish.keys]
+        weight_SD[rows, column] = rarity[rows] / rarity[sorted(set(rows))].sum()
+    main = np.array([index[dish.main.stock] for dish in catalogue.dishes], dtype=np.int64)
+    return weight_SD, main
+
+
+def _habit(catalogue: DemoCatalogue, bought: Bools, active: Bools, weight_SD: Floats) -> Floats:
+    """How often a household buys a dish's ingredients, times how much more often than others do; ties by a stable hash."""
+    weeks = active.sum(1)
+    often_HS = bought.sum(1) / (weeks[:, None] + 4.0)
+    usual_S = bought.sum((0, 1)) / max(1, int(weeks.sum()))
+    lean_HS = np.log((often_HS + 0.02) / (usual_S + 0.02))
+    habit: Floats = (often_HS @ weight_SD) * np.exp(lean_HS @ weight_SD)
+    tie = np.array([unit_hash("taste", dish.id) for dish in catalogue.dishes])
+    return np.asarray(np.round(habit, 9) + 1e-9 * (1 + tie[None, :]))
