@@ -1,1 +1,1 @@
-"""LoRA fine-tuning of a causal language model on a dataset version."""
+"""LoRA fine-tuning: rows of text in, an adapter with its learning curve out."""

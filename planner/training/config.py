@@ -1,0 +1,88 @@
+"""The options of the train step: every value that decides what is learned, checked before any work.
+
+In: the `train` section of `recipe.yaml`. Out: a frozen `TrainConfig`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+
+def _number(value: Any) -> Any:
+    """Read a number that arrived as text: YAML 1.1 gives `1e-4` as text, a command line gives nothing else."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("a number is needed, such as 0.0001 or 1e-4") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a finite number is needed")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """Read a whole number that a command line gave as text; anything else is left to the type check."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[StrictInt, BeforeValidator(_whole)]
+Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class TrainConfig(BaseModel):
+    """What the train step does; defaults are those of the local profile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: StrictStr | None = None
+    """Folder or `s3://` URI of a dataset version; null takes the version that this run built."""
+    model_base: StrictStr = Field("smollm2-135m", min_length=1)
+    """Name of the base model, or a hub name, or a local folder."""
+    model_name: Name = "planner_model"
+    """Registered model that the result becomes a version of."""
+    epochs: Whole = Field(3, ge=1, le=1000)
+    """Passes over the training rows; the best one by validation loss is kept."""
+    lr: Number = Field(1e-3, gt=0, lt=1)
+    """Peak learning rate of AdamW. A text that is a number (`1e-04`) is taken as that number."""
+    batch_size: Whole = Field(8, ge=1)
+    """Rows per optimizer step. They are split over several forward passes by `micro_batch_tokens`."""
+    micro_batch_tokens: Whole = Field(2048, ge=1)
+    """Most tokens in one forward pass; memory grows with it, the loss is the same. One row alone may exceed it."""
+    lora_r: Whole = Field(16, ge=1, le=1024)
+    """Rank of the adapter."""
+    lora_alpha: Number = Field(32, gt=0)
+    """Scale of the adapter; what it adds is multiplied by `lora_alpha / lora_r`."""
+    lora_dropout: Number = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that is dropped in training, never in validation."""
+    target_modules: tuple[StrictStr, ...] = Field(("q_proj", "v_proj"), min_length=1)
+    """Linear modules of the base that get an adapter."""
+    max_examples: Whole | None = Field(None, ge=1)
+    """Most training rows, chosen by a stable hash of the event id; null takes all."""
+    max_validation_examples: Whole | None = Field(64, ge=1)
+    """Most validation rows, chosen likewise; they are scored before the first epoch and after each."""
+    max_tokens: Whole = Field(1024, ge=2)
+    """Longest row, prompt and target together. A longer one is left out whole and counted, never cut."""
+    max_overlong_share: Number = Field(0.01, ge=0, le=1)
+    """Share of rows that may be longer than `max_tokens`; more than that fails the step before it trains."""
+    warmup_share: Number = Field(0.05, ge=0, lt=1)
+    """Share of the optimizer steps in which the learning rate rises to `lr`; it then falls to 0 along a cosine."""
+    weight_decay: Number = Field(0.0, ge=0)
+    """AdamW's weight decay, on the adapter's weights alone."""
+    max_grad_norm: Number = Field(1.0, gt=0)
+    """Longest gradient (L2 norm over the whole adapter); a longer one is scaled down to it."""
+    patience: Whole | None = Field(None, ge=1)
+    """Stop after so many epochs in a row without a better validation loss; null never stops early."""
+    checkpoint_every: Whole = Field(25, ge=1)
+    """Optimizer steps between two checkpoints; each epoch ends with one as well."""
+    seed: Whole = Field(0, ge=0, lt=2**63)
+    """Decides the adapter's first weights, the rows chosen, their order and the dropout."""
+    num_threads: Whole | None = Field(None, ge=1)
+    """CPU threads while training; null leaves what PyTorch has chosen."""
+    embed_base: StrictBool = False
+    """Store the base's weights inside the registered model, so that serving needs no download."""

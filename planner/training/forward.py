@@ -1,0 +1,51 @@
+"""From rows to losses: the forward and backward pass over packs, in training and in validation.
+
+In: the PEFT model and encoded rows. Out: summed losses with gradients on the adapter, or losses row by row without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+
+from planner.training.batches import Pack, num_target_tokens, pack_rows
+from planner.training.loss import target_losses
+from planner.training.report import RowLoss
+from planner.training.text import EncodedRow
+
+
+def backward_rows(peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_batch_tokens: int) -> float:
+    """Add the gradient of the rows' mean loss a target token to the adapter; returns the sum of the losses.
+
+    The mean is over all the rows, however many packs they are split into.
+    """
+    num_targets = num_target_tokens(rows)
+    total = 0.0
+    for pack in pack_rows(rows, most_tokens=micro_batch_tokens, device=peft_model.device):
+        loss = pack_losses(peft_model, pack).sum()
+        torch.autograd.backward(loss / num_targets)
+        total += loss.item()
+    return total
+
+
+@torch.no_grad()
+def row_losses(peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_batch_tokens: int) -> list[RowLoss]:
+    """Mean loss of each row's target tokens, without dropout."""
+    peft_model.eval()
+    found = []
+    for pack in pack_rows(rows, most_tokens=micro_batch_tokens, device=peft_model.device):
+        losses_N = pack_losses(peft_model, pack)
+        losses_by_row = torch.split(losses_N, [len(row.target_ids) for row in pack.rows])
+        for row, losses in zip(pack.rows, losses_by_row, strict=True):
+            found.append(RowLoss(row.event_id, losses.double().mean().item()))
+    return found
+
+
+def pack_losses(peft_model: PeftModel, pack: Pack) -> torch.Tensor:
+    """One loss a target token of the pack, shape (N,); the head is applied to those positions alone."""
+    causal = peft_model.get_base_model()
+    body = getattr(causal, causal.base_model_prefix)
+    output = body(input_ids=pack.ids_1T, position_ids=pack.positions_1T, use_cache=False, row_lengths=pack.lengths)
+    return target_losses(output.last_hidden_state[0, pack.source_N], causal.get_output_embeddings(), pack.labels_N)

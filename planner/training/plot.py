@@ -1,0 +1,35 @@
+"""Loss curves of a run as a picture.
+
+In: the epochs of a `TrainingReport`. Out: a PNG file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from planner.training.report import EpochMetrics
+
+
+def plot_losses(epochs: Sequence[EpochMetrics], path: Path, *, best_epoch: int | None = None) -> Path:
+    """Draw train and validation loss by epoch, the chosen epoch marked, and write them to `path` (.png)."""
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, label in (("train_loss", "train"), ("validation_loss", "validation")):
+        points = [(e.epoch, getattr(e, name)) for e in epochs if getattr(e, name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color="grey", linestyle=":", label=f"kept: epoch {best_epoch}")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss, nats a target token")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    if axes.has_data():
+        axes.legend()
+    figure.savefig(path, format="png")
+    return path

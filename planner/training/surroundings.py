@@ -1,0 +1,75 @@
+"""What surrounds a run: which run it is, that it is alone in its folder, and that it leaves the process as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from transformers import PreTrainedModel
+
+from planner.contracts.errors import TrainingError
+from planner.training.config import TrainConfig
+from planner.training.text import EncodedRows
+
+# Options that may change between two starts of one run, because they change nothing that is learned.
+_FREE = {"dataset", "model_name", "embed_base", "checkpoint_every", "num_threads", "max_overlong_share"}
+
+
+def run_fingerprint(
+    model: PreTrainedModel, config: TrainConfig, train_rows: EncodedRows, validation_rows: EncodedRows, base: str | None
+) -> str:
+    """SHA-256 of all that decides the result: options, rows and the base's weights (`base`: their digest, if known)."""
+    facts = {
+        "config": config.model_dump(mode="json", exclude=_FREE),
+        "train": train_rows.digest,
+        "validation": validation_rows.digest,
+        "base": base or weights_digest(model),
+        "type": str(model.dtype),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 over the names, shapes and bytes of a model's weights."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder for the block.
+
+    Raises:
+        TrainingError: another process trains in it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise TrainingError(
+            f"Another process trains in {folder} right now. Wait for it, or stop it.", folder=folder
+        ) from None
+
+
+@contextmanager
+def process_as_it_was(model: PreTrainedModel, num_threads: int | None) -> Iterator[None]:
+    """Put random state, thread number and the model's mode back after the block."""
+    threads, training = torch.get_num_threads(), model.training
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            if num_threads is not None:
+                torch.set_num_threads(num_threads)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        model.train(training)
