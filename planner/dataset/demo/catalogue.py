@@ -28,7 +28,7 @@ _AMOUNT = re.compile(r"(.+) (\d+(?:\.\d+)?)(g|ml)?")
 
 @dataclass(frozen=True, slots=True)
 class Food:
-    """One ingredient: `stock` names the ingredient whose purchases stand for it, `pack` units are in one bought piece."""
+    """One ingredient; purchases of `stock` stand for it, and one bought piece holds `pack` units."""
 
     name: str
     stock: str
@@ -121,6 +121,7 @@ def load_catalogue(folder: Path | None = None) -> DemoCatalogue:
 
     Args:
         folder: where the files lie; the demo's own by default.
+
     Raises:
         CatalogueError: an ingredient is unknown, an amount cannot be read, a unit is not the ingredient's, or a
             title stands twice.

@@ -39,7 +39,7 @@ def policy_ids() -> tuple[str, str]:
 
 
 def event_lines(catalogue: DemoCatalogue, households: Households, proposed: Plans, accepted: Plans) -> Iterator[str]:
-    """Yield the rows of `exp.events`: for each proposed plan its generation, then edits and acceptance if there was one."""
+    """Yield the rows of `exp.events`: each plan's generation, then its edits and acceptance if there was one."""
     context = _contexts(households)
     dish_ids = [dish.id for dish in catalogue.dishes]
     match = match_plans(proposed, accepted)

@@ -21,6 +21,7 @@ LIMITS_FROM_WEEKS = (0, 14, 27, 40)  # weeks in which a version of the limits be
 PREP_STEPS = (20, 30, 45, 60, 90, 120)  # minutes; above the last there is no limit
 SIGN_UP_WEEKS = 8  # shopping weeks that stand for what a household tells when it joins
 HEAVY_WEEKS, HEAVY_LINES = 26, 400  # shopping weeks and lines in the year from which "never bought" means something
+MEATLESS_LINES = 100  # lines from which "never any meat" does; few households are without
 # Excluded ingredient -> share of the households that never bought it which exclude it.
 EXCLUSIONS = {"pork": 1.0, "beef": 1.0, "fish": 0.5, "shellfish": 0.2, "mushrooms": 0.2, "olives": 0.1}
 NUT_ALLERGY_SHARE = 0.2
@@ -101,7 +102,7 @@ def _restrictions(ids: tuple[str, ...], purchases: Purchases, heavy: Bools) -> t
     found = []
     for h, name in enumerate(ids):
         own = []
-        if purchases.lines_hw[h].sum() >= HEAVY_LINES // 2 and purchases.meat_lines[h] == 0:
+        if purchases.lines_hw[h].sum() >= MEATLESS_LINES and purchases.meat_lines[h] == 0:
             own.append("vegetarian" if purchases.fish_lines[h] == 0 else "pescatarian")
         if heavy[h] and purchases.nut_lines[h] == 0 and unit_hash("nut-allergy", name) < NUT_ALLERGY_SHARE:
             own.append("nut-allergy")
@@ -118,10 +119,10 @@ def _exclusions(
 ) -> tuple[tuple[str, ...], ...]:
     bought = np.zeros((len(ids), len(catalogue.stocks)), dtype=bool)
     bought[purchases.household, purchases.stock] = True
-    never = {}
+    never: dict[str, Bools] = {}
     for term in EXCLUSIONS:
         speaks = [matches(term, food.name) or food.kind == term or term in food.allergens for food in catalogue.stocks]
-        never[term] = ~bought[:, speaks].any(1)
+        never[term] = np.logical_not(bought[:, np.flatnonzero(speaks)].max(axis=1, initial=False))
     meatless = {"vegetarian", "pescatarian"}
     return tuple(
         tuple(
@@ -164,7 +165,8 @@ def _sizes(purchases: Purchases) -> Ints:
 
 
 def _region(store: int) -> str:
-    return f"stores {store // 100}00s" if store < 1000 else "stores 1000 up"
+    low = 100 * (store // 100)
+    return f"stores {low} to {low + 99}" if store < 1000 else "stores 1000 and up"
 
 
 def _preferences(catalogue: DemoCatalogue, support: Support, num: int) -> tuple[tuple[str, ...], ...]:

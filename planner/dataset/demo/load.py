@@ -84,6 +84,7 @@ def load_demo(connection: Connection, *, progress: Progress | None = None, house
         connection: to a database with the project's tables, all of them empty.
         progress: told what is being done.
         households: only the first so many, for tests.
+
     Raises:
         DatabaseError: the tables hold rows already, or the database refused the rows.
     """

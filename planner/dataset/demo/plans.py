@@ -36,8 +36,7 @@ class Plans:
 def choose_accepted(catalogue: DemoCatalogue, support: Support, households: Households, cost_D: Floats) -> Plans:
     """Choose each week's dishes within the household's own limits.
 
-    Args:
-        cost_D: cost of one serving of each dish, in whole cents.
+    `cost_D` is the cost of one serving of each dish, in whole cents.
     """
     budget, max_prep = plan_limits(households, support.household, support.week)
     minutes = np.array([dish.prep_time for dish in catalogue.dishes])
@@ -57,7 +56,7 @@ def preferred_days(catalogue: DemoCatalogue, ids: tuple[str, ...]) -> Ints:
     """The weekday (0 is Monday) on which a household likes to cook each dish, stable over the year."""
     dishes = np.array([unit_hash("day", dish.id) for dish in catalogue.dishes])
     homes = np.array([unit_hash("day", name) for name in ids])
-    mixed = np.modf((homes[:, None] * 7919.0 + dishes[None, :] * 104729.0))[0]
+    mixed = np.modf(homes[:, None] * 7919.0 + dishes[None, :] * 104729.0)[0]
     slow = np.array([dish.prep_time >= LONG_MINUTES for dish in catalogue.dishes])
     return np.where(slow[None, :], 4 + (mixed * 3).astype(np.int64), (mixed * 7).astype(np.int64))
 

@@ -41,8 +41,7 @@ def propose(
 ) -> Plans:
     """Propose a plan for each (household, week) of `rows`, which are sorted by household and week.
 
-    Args:
-        cost_D: cost of one serving of each dish, in whole cents.
+    `cost_D` is the cost of one serving of each dish, in whole cents.
     """
     household, week = rows
     num_homes, num_dishes = households.allowed.shape

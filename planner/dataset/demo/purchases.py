@@ -23,7 +23,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 # Planning weeks run from Sunday to Saturday. They begin at 05:00 UTC, midnight of US Eastern standard time: the hour
-# at which the data's own weeks turn over, and hardly anybody shops. Week 0 lies before the data, week 52 is the last whole one.
+# at which the data's own weeks turn over, and hardly anybody shops. Week 0 lies before the data, week 52 is the last
+# whole one.
 FIRST_WEEK = datetime(2016, 12, 25, 5, tzinfo=UTC)
 NUM_WEEKS = 53
 MAX_PIECES = 12  # of one ingredient on one day; more is an entry by weight or a purchase for resale
@@ -80,7 +81,9 @@ def read_purchases(catalogue: DemoCatalogue, *, households: int | None = None) -
     """Read the package's tables and count the purchases of each ingredient.
 
     Args:
+        catalogue: says which product types are which ingredient.
         households: only the first so many by id, for tests; prices always come from all of them.
+
     Raises:
         DatasetError: the package is not installed, or an ingredient was never bought.
     """
@@ -155,7 +158,8 @@ def _collect(con: duckdb.DuckDBPyConnection, prices: dict[str, float]) -> Purcha
     ).fetchnumpy()
     weekly = con.execute(
         "SELECT h, day // 7 AS week, sum(sales_value::DECIMAL(12, 2)) FILTER (stock IS NOT NULL)::DOUBLE "
-        "AS spend, count(*) FILTER (department <> 'DRUG GM') AS lines FROM lines WHERE day < 371 GROUP BY ALL ORDER BY h, week"
+        "AS spend, count(*) FILTER (department <> 'DRUG GM') AS lines FROM lines WHERE day < 371 "
+        "GROUP BY ALL ORDER BY h, week"
     ).fetchnumpy()
     spend_hw, lines_hw = np.zeros((len(ids), NUM_WEEKS)), np.zeros((len(ids), NUM_WEEKS), dtype=np.int64)
     spend_hw[weekly["h"], weekly["week"]] = np.nan_to_num(np.ma.filled(weekly["spend"], 0.0))

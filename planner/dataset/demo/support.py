@@ -48,6 +48,7 @@ def compute_support(catalogue: DemoCatalogue, purchases: Purchases) -> Support:
     share = bought[household, week].astype(np.float64) @ weight_SD
     main_pieces = pieces[household, week][:, main]
     share[main_pieces == 0] = 0.0
+    share = np.round(share, 9)  # sums may differ in the last bit from machine to machine
     return Support(
         household=household,
         week=week,
@@ -65,7 +66,7 @@ def unit_hash(*parts: object) -> float:
 
 
 def _weights(catalogue: DemoCatalogue, bought: Bools, num_weeks: int) -> tuple[Floats, Ints]:
-    """Weight of each stock in each dish, columns summing to 1: rare ingredients say more (inverse document frequency)."""
+    """Weight of each stock in each dish, columns summing to 1; rare ingredients say more (inverse frequency)."""
     index = {food.name: position for position, food in enumerate(catalogue.stocks)}
     rarity = np.log((num_weeks + 1) / (bought.sum((0, 1)) + 1))
     weight_SD = np.zeros((len(catalogue.stocks), len(catalogue.dishes)))
@@ -77,7 +78,7 @@ def _weights(catalogue: DemoCatalogue, bought: Bools, num_weeks: int) -> tuple[F
 
 
 def _habit(catalogue: DemoCatalogue, bought: Bools, active: Bools, weight_SD: Floats) -> Floats:
-    """How often a household buys a dish's ingredients, times how much more often than others do; ties by a stable hash."""
+    """How often a household buys a dish's ingredients, times how much more than others; ties by a hash."""
     weeks = active.sum(1)
     often_HS = bought.sum(1) / (weeks[:, None] + 4.0)
     usual_S = bought.sum((0, 1)) / max(1, int(weeks.sum()))
