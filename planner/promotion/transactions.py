@@ -45,22 +45,8 @@ def run_serialised(connection: Connection, lock: str, work: Callable[[Cursor], T
     parameters: dict[str, Any] = {**connection.info.dsn_parameters, "password": connection.info.password}
     try:
         return _run(connection, lock, work)
-    except _UnknownCommitError as lost:
-        try:
-            again = psycopg2.connect(**parameters)
-        except psycopg2.Error as error:
-            raise DatabaseError(
-                f"The connection was lost at COMMIT of {what} and the database does not answer, so it is unknown "
-                f"whether it stands. Run the command again when the database is back: it goes on from what is there."
-            ) from error
-        try:
-            return _run(again, lock, work)
-        except _UnknownCommitError as error:
-            raise explain(error.cause, what) from lost.cause
-        except psycopg2.Error as error:
-            raise explain(error, what) from lost.cause
-        finally:
-            again.close()
+    except _UnknownCommitError:
+        return _run_again(parameters, lock, work, what)
     except psycopg2.Error as error:
         raise explain(error, what) from error
 
@@ -108,9 +94,21 @@ def explain(error: BaseException, what: str) -> DatabaseError:
 
 
 class _UnknownCommitError(Exception):
-    def __init__(self, cause: psycopg2.Error) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+    """The connection went away at COMMIT."""
+
+
+def _run_again(parameters: dict[str, Any], lock: str, work: Callable[[Cursor], T], what: str) -> T:
+    try:
+        again = psycopg2.connect(**parameters)
+        try:
+            return _run(again, lock, work)
+        finally:
+            again.close()
+    except (_UnknownCommitError, psycopg2.Error) as error:
+        raise DatabaseError(
+            f"The connection was lost at COMMIT of {what} and a second try failed ({_first_line(error)}), so it is "
+            "unknown whether it stands. Run the command again when the database is back: it goes on from there."
+        ) from error
 
 
 def _run(connection: Connection, lock: str, work: Callable[[Cursor], T]) -> T:
@@ -128,7 +126,7 @@ def _run(connection: Connection, lock: str, work: Callable[[Cursor], T]) -> T:
         return result
     except psycopg2.Error as error:
         if worked and connection.closed:
-            raise _UnknownCommitError(error) from error
+            raise _UnknownCommitError(_first_line(error)) from error
         raise
 
 

@@ -21,8 +21,10 @@ Ask = Callable[..., list[tuple[Any, ...]]]
 class Wire:
     """A socket in front of the server that breaks at the client's first COMMIT, before or behind the server's part."""
 
+    commits_to_break = 1
+
     def __init__(self, target: str, folder: Path, *, forward_commit: bool) -> None:
-        self.target, self.forward_commit, self.broken = target, forward_commit, False
+        self.target, self.forward_commit, self.broken = target, forward_commit, 0
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(folder / ".s.PGSQL.5432"))
         self.listener.listen()
@@ -47,8 +49,8 @@ class Wire:
 
     def _to_server(self, client: socket.socket, server: socket.socket) -> None:
         while data := client.recv(65536):
-            if data.endswith(b"COMMIT\x00") and not self.broken:
-                self.broken = True
+            if data.endswith(b"COMMIT\x00") and self.broken < self.commits_to_break:
+                self.broken += 1
                 client.shutdown(socket.SHUT_RDWR)
                 if self.forward_commit:
                     server.sendall(data)
@@ -99,6 +101,17 @@ def test_after_an_unknown_commit_the_row_stands_exactly_once(
     assert connection.closed  # so the wire did break
     assert version.created is not committed
     assert ask("SELECT id, version FROM exp.policy_versions") == [(version.id, 1)]
+
+
+def test_a_database_that_stays_away_after_an_unknown_commit_is_said_in_one_line(
+    broken_wire: Callable[[bool], Connection], ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = broken_wire(True)
+    monkeypatch.setattr(Wire, "commits_to_break", 2)
+    with pytest.raises(DatabaseError, match="unknown whether it stands. Run the command again") as lost:
+        ensure_policy_version(connection, policy="p", model_name="planner_model", model_version="1", config_defaults={})
+    assert "\n" not in str(lost.value)
+    assert ask("SELECT count(*) FROM exp.policy_versions") == [(1,)]
 
 
 def test_a_connection_lost_before_commit_writes_nothing_and_says_so(db: Connection, ask: Ask) -> None:
