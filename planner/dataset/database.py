@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -58,7 +59,8 @@ def connect(url: str, *, read_only: bool = False) -> Connection:
     fixed = {"client_encoding": "UTF8", "application_name": parts.get("application_name") or "planner"}
     parts.setdefault("connect_timeout", str(CONNECT_TIMEOUT_S))
     try:
-        connection: Connection = psycopg2.connect(None, Connection, **{**parts, **fixed})
+        options: dict[str, Any] = {**parts, **fixed}
+        connection: Connection = psycopg2.connect(**options)
         with connection.cursor() as cursor:
             cursor.execute("SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET extra_float_digits = 1")
         connection.commit()

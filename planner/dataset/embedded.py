@@ -302,7 +302,9 @@ def _stop_orphans(data: Path, sockets: Path) -> None:
         for process in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(stop)
-        _, orphans = psutil.wait_procs(orphans, timeout=STOP_TIMEOUT_S)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while (orphans := [process for process in orphans if _runs(process)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
     # What is left names a process that is no server of ours (or one that nobody has reaped), and PostgreSQL would not
     # start beside it.
     for path in (pid_file, *sockets.glob(".s.PGSQL.*")):
@@ -313,6 +315,13 @@ def _works_in(process: psutil.Process, data: Path) -> bool:
     try:
         return "postgres" in process.info["name"] and process.cwd() == str(data.resolve())
     except (psutil.Error, OSError):
+        return False
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
 
 
