@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from planner.training.report import EpochMetrics
 
@@ -27,7 +28,7 @@ def plot_losses(epochs: Sequence[EpochMetrics], path: Path, *, best_epoch: int |
         axes.axvline(best_epoch, color="grey", linestyle=":", label=f"kept: epoch {best_epoch}")
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss, nats a target token")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend()
