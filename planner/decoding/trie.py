@@ -119,12 +119,12 @@ def _prove(
     """Tokenise weeks of titles, with and without servings, and compare with the joined pieces."""
     turns = len(labels) if len(titles) <= _ALL_DAYS_UP_TO else 1
     for turn in range(turns):
-        order = [*range(turn, len(titles)), *range(turn)]
         for with_number in (False, True):
             texts, pieces = [], []
-            for week in _weeks(order):
+            for week in _weeks(range(len(titles))):
                 text, joined = "", []
-                for day, index in enumerate(week):
+                for place, index in enumerate(week):
+                    day = (place + turn) % len(labels)  # so that each title stands under each label
                     servings = index % MAX_SERVINGS + 1 if with_number else 0
                     text += f"{DAY_LABELS[day]}: {titles[index]}{f' x{servings}' if servings else ''}\n"
                     joined += [*labels[day], *(counted[index] if servings else usual[index]), *numbers[servings]]
