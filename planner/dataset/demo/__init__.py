@@ -1,4 +1,4 @@
-"""The demo's input: real dishes and a year of real household shopping, loaded as the tables of the contract.
+"""The demo's input: real dishes and a year of household shopping, loaded as the tables of the contract.
 
 See docs/demo-data.md for how it is derived and what it is not good for.
 """

@@ -25,7 +25,7 @@ from planner.dataset.demo.households import LIMITS_FROM_WEEKS, Households, deriv
 from planner.dataset.demo.pantry import PANTRY_COLUMNS, pantry_lines
 from planner.dataset.demo.plans import Plans, choose_accepted
 from planner.dataset.demo.policy import propose
-from planner.dataset.demo.purchases import Ints, Purchases, read_purchases, week_start
+from planner.dataset.demo.purchases import Floats, Ints, Purchases, read_purchases, week_start
 from planner.dataset.demo.support import Support, compute_support, unit_hash
 
 Progress = Callable[[int, int | None, str], None]
@@ -44,13 +44,14 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything that is derived, before it becomes rows."""
+    """Everything that is derived, before it becomes rows; `cost_D` is the cost of a serving of each dish in cents."""
 
     catalogue: DemoCatalogue
     purchases: Purchases
     recipes: tuple[Recipe, ...]
     support: Support
     households: Households
+    cost_D: Floats
     accepted: Plans
     proposed: Plans
 
@@ -112,11 +113,13 @@ def derive_demo(*, progress: Progress | None = None, households: int | None = No
     tell(1, 6, "deriving households and plans")
     support = compute_support(catalogue, purchases)
     homes = derive_households(catalogue, purchases, support)
-    cost_D = np.array([round(cost_per_serving(dish, purchases.prices) * 100) for dish in catalogue.dishes], dtype=float)
+    cost_D = np.array(
+        [round(cost_per_serving(dish, purchases.prices) * 100) for dish in catalogue.dishes], dtype=np.float64
+    )
     accepted = choose_accepted(catalogue, support, homes, cost_D)
     rows = _proposal_rows(support, homes, accepted)
     proposed = propose(catalogue, homes, accepted, rows, cost_D)
-    return Demo(catalogue, purchases, catalogue.recipes(purchases.prices), support, homes, accepted, proposed)
+    return Demo(catalogue, purchases, catalogue.recipes(purchases.prices), support, homes, cost_D, accepted, proposed)
 
 
 def _proposal_rows(support: Support, households: Households, accepted: Plans) -> tuple[Ints, Ints]:

@@ -1,4 +1,4 @@
-"""The plans that households accepted: the dishes that each week's purchases support, as their habits rank them.
+"""The plans that households accepted: dishes that each week's purchases support, ranked by that support and by habit.
 
 In: support, households, costs. Out: one `Plans` of arrays, a row per shopping week that supports three meals or more.
 The plan of the week before plays no part in the choice.
@@ -33,15 +33,19 @@ class Plans:
         return len(self.household)
 
 
-def choose_accepted(catalogue: DemoCatalogue, support: Support, households: Households, cost_D: Floats) -> Plans:
+def choose_accepted(
+    catalogue: DemoCatalogue, support: Support, households: Households, cost_D: Floats, *, by_habit: bool = True
+) -> Plans:
     """Choose each week's dishes within the household's own limits.
 
-    `cost_D` is the cost of one serving of each dish, in whole cents.
+    `cost_D` is the cost of one serving of each dish, in whole cents. The rank of a dish is the share of its ingredients
+    bought that week times the household's habit; without `by_habit`, for comparison, the share alone.
     """
     budget, max_prep = plan_limits(households, support.household, support.week)
     minutes = np.array([dish.prep_time for dish in catalogue.dishes])
     fits = households.allowed[support.household] & (minutes[None, :] <= max_prep[:, None])
-    score = np.where(fits & (support.share >= MIN_SHARE), support.habit[support.household], -1.0)
+    habit = support.habit if by_habit else 1.0 + support.habit * 1e-9
+    score = np.where(fits & (support.share >= MIN_SHARE), support.share * habit[support.household], -1.0)
     servings = _servings(catalogue, support, households)
     chosen = _pick(score, support, _usual_meals(score, support, len(households.ids)))
     chosen = within_budget(chosen, servings, cost_D, budget * 100)
@@ -99,10 +103,10 @@ def _usual_meals(score: Floats, support: Support, num: int) -> Ints:
 
 
 def _pick(score: Floats, support: Support, most: Ints) -> Ints:
-    """The best dishes of each row, no main ingredient more often than pieces of it were bought, at most twice."""
+    """Take each row's best dishes out of `score`, none without a piece of its main ingredient left, at most two a main."""
     rows = np.arange(len(score))
     left = np.minimum(support.main_pieces, 2)
-    work = score.copy()
+    work = score  # used up on the way
     chosen = np.full((len(score), MAX_MEALS), -1, dtype=np.int64)
     same_DD = support.main[:, None] == support.main[None, :]
     for column in range(MAX_MEALS):

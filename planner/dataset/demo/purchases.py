@@ -21,6 +21,7 @@ from planner.dataset.demo.catalogue import DemoCatalogue
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int16]
 
 # Planning weeks run from Sunday to Saturday. They begin at 05:00 UTC, midnight of US Eastern standard time: the hour
 # at which the data's own weeks turn over, and hardly anybody shops. Week 0 lies before the data, week 52 is the last
@@ -65,10 +66,10 @@ class Purchases:
         """Week of each row, 0 to 52."""
         return self.day // 7
 
-    def by_week(self, num_stocks: int) -> Floats:
+    def by_week(self, num_stocks: int) -> Counts:
         """Bought pieces as an array of shape (household, week, stock)."""
-        cube = np.zeros((self.num_households, NUM_WEEKS, num_stocks))
-        np.add.at(cube, (self.household, self.week, self.stock), self.pieces)
+        cube = np.zeros((self.num_households, NUM_WEEKS, num_stocks), dtype=np.int16)
+        np.add.at(cube, (self.household, self.week, self.stock), self.pieces.astype(np.int16))
         return cube
 
 

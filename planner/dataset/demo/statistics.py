@@ -5,12 +5,14 @@ In: a derived demo. Out: rows of (what, value) for the command `python -m planne
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from planner.dataset.demo.events import edit_rows, match_plans
 from planner.dataset.demo.households import plan_limits
 from planner.dataset.demo.load import Demo
-from planner.dataset.demo.plans import Plans
+from planner.dataset.demo.plans import Plans, choose_accepted
 from planner.dataset.demo.purchases import Floats, Ints
 from planner.dataset.demo.support import Bools
 
@@ -47,7 +49,19 @@ def demo_statistics(demo: Demo) -> list[tuple[str, str]]:
     scores = jaccard(logged, sets)
     same = f"; on plans with a previous one {_mean(scores[before]):.4f}"
     rows.append(("Jaccard: what the logged policy proposed", f"{_mean(scores):.4f}{same}"))
-    return rows
+    return rows + _without_habit(demo)
+
+
+def _without_habit(demo: Demo) -> list[tuple[str, str]]:
+    """The same two guesses if the week's share of ingredients alone ranked the dishes."""
+    other = choose_accepted(demo.catalogue, demo.support, demo.households, demo.cost_D, by_habit=False)
+    sets = dish_sets(other, len(demo.catalogue.dishes))
+    before = np.flatnonzero(other.household[1:] == other.household[:-1]) + 1
+    popular = jaccard(popular_sets(replace(demo, accepted=other), 7), sets)
+    return [
+        ("without habit: previous plan", f"{_mean(jaccard(sets[before - 1], sets[before])):.4f}"),
+        ("without habit: 7 most popular", f"{_mean(popular):.4f}"),
+    ]
 
 
 def dish_sets(plans: Plans, num_dishes: int) -> Bools:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.dataset.demo.catalogue import DemoCatalogue
-from planner.dataset.demo.purchases import Floats, Ints, Purchases
+from planner.dataset.demo.purchases import Counts, Floats, Ints, Purchases
 
 Bools = NDArray[np.bool_]
 
@@ -32,7 +32,7 @@ class Support:
     week: Ints
     share: Floats
     habit: Floats
-    main_pieces: Floats
+    main_pieces: Counts
     main: Ints
 
 
