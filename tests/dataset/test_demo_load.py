@@ -93,7 +93,15 @@ def test_a_load_that_fails_leaves_nothing(database_url: str) -> None:
     with contextlib.closing(connect(database_url)) as connection:
         with connection, connection.cursor() as cursor:
             cursor.execute("ALTER TABLE exp.events ADD CONSTRAINT no_swaps CHECK (event_type <> 'meal_swapped')")
-        with pytest.raises(DatabaseError, match="could not be loaded"):
+        with pytest.raises(DatabaseError, match="refused loading the demo"):
             load_demo(connection, households=HOUSEHOLDS)
         assert is_empty(connection)
         assert count(connection, "SELECT count(*) FROM exp.policies") == 0
+
+
+def test_a_database_without_the_tables_is_named_as_such(database_url: str) -> None:
+    with contextlib.closing(connect(database_url)) as connection:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("DROP TABLE recipes")
+        with pytest.raises(DatabaseError, match="recipes"):
+            is_empty(connection)

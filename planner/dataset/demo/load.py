@@ -15,10 +15,12 @@ from itertools import islice
 
 import numpy as np
 import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts.catalogue import Recipe
 from planner.contracts.errors import DatabaseError
+from planner.dataset.database import query_error
 from planner.dataset.demo.catalogue import DemoCatalogue, cost_per_serving, load_catalogue
 from planner.dataset.demo.events import EVENT_COLUMNS, POLICY_NAME, event_lines, policy_ids
 from planner.dataset.demo.households import LIMITS_FROM_WEEKS, Households, derive_households
@@ -70,12 +72,21 @@ class DemoReport:
 
 
 def is_empty(connection: Connection) -> bool:
-    """Whether none of the tables that the demo fills has a row."""
-    with connection.cursor() as cursor:
-        cursor.execute(" UNION ALL ".join(f"(SELECT 1 FROM {table} LIMIT 1)" for table in _TABLES))
-        empty = cursor.fetchone() is None
-    connection.rollback()
-    return empty
+    """Whether none of the tables that the demo fills has a row; leaves an open transaction of the caller alone.
+
+    Raises:
+        DatabaseError: a table is missing, or may not be read.
+    """
+    idle = connection.info.transaction_status == TRANSACTION_STATUS_IDLE
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(" UNION ALL ".join(f"(SELECT 1 FROM {table} LIMIT 1)" for table in _TABLES))
+            return cursor.fetchone() is None
+    except psycopg2.Error as error:
+        raise query_error(error, "looking whether the demo is loaded") from None
+    finally:
+        if idle:
+            connection.rollback()
 
 
 def load_demo(connection: Connection, *, progress: Progress | None = None, households: int | None = None) -> DemoReport:
@@ -99,7 +110,7 @@ def load_demo(connection: Connection, *, progress: Progress | None = None, house
             cursor.execute("SET LOCAL synchronous_commit = off")
             report = _load(cursor, demo, tell)
     except psycopg2.Error as error:
-        raise DatabaseError(f"The demo could not be loaded: {str(error).splitlines()[0]}") from error
+        raise query_error(error, "loading the demo") from None
     tell(6, 6, "demo loaded")
     return report
 

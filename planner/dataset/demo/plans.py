@@ -103,7 +103,7 @@ def _usual_meals(score: Floats, support: Support, num: int) -> Ints:
 
 
 def _pick(score: Floats, support: Support, most: Ints) -> Ints:
-    """Take each row's best dishes out of `score`, none without a piece of its main ingredient left, at most two a main."""
+    """Take each row's best dishes out of `score`; a main ingredient serves as often as it was bought, at most twice."""
     rows = np.arange(len(score))
     left = np.minimum(support.main_pieces, 2)
     work = score  # used up on the way
