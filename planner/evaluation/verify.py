@@ -147,7 +147,7 @@ def _same(one: str, other: str) -> bool:
 def _readings(word: str) -> frozenset[str]:
     """The word and every singular that it can be the plural of: leaves -> leaves, leave, leaf, leafe."""
     found = {word}
-    if len(word) > 2 and word.endswith("s") and not word.endswith(("ss", "us")):
+    if len(word) > 2 and word.endswith("s") and not word.endswith("ss"):
         found.add(word[:-1])
         if word.endswith("ies"):
             found.add(word[:-3] + "y")
