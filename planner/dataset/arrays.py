@@ -1,0 +1,49 @@
+"""Nested Arrow arrays from flat Python lists: plans, pantries, edits. No dict per value, so wide rows stay cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+
+from planner.contracts import schema
+from planner.dataset.values import EditRow, Item, Meals
+
+
+def plans(rows: Sequence[Meals | None]) -> pa.StructArray:
+    """`struct<meals>` per row; None is a null struct."""
+    meals = _list_of(schema.MEAL, [row or () for row in rows])
+    mask = pa.array([row is None for row in rows], pa.bool_())
+    return pa.StructArray.from_arrays([meals], fields=list(schema.PLAN), mask=mask)
+
+
+def edits(rows: Sequence[Sequence[EditRow]]) -> pa.ListArray:
+    """`list<edit>` per row."""
+    return _list_of(schema.EDIT, rows)
+
+
+def items(rows: Sequence[Sequence[Item]]) -> pa.ListArray:
+    """`list<item>` per row."""
+    return _list_of(schema.ITEM, rows)
+
+
+def pantries(snapshots: Mapping[Any, Sequence[Item]], wanted: Sequence[Any]) -> pa.StructArray:
+    """`struct<items>` per wanted id; each snapshot is converted once, an id of None is the empty pantry."""
+    position = {key: index for index, key in enumerate(snapshots)}
+    distinct = items([*snapshots.values(), ()])
+    taken = distinct.take(pa.array([position.get(key, len(position)) for key in wanted], pa.int64()))
+    return pa.StructArray.from_arrays([taken], fields=list(schema.INPUT.field("pantry").type))
+
+
+def _list_of(element: pa.StructType, rows: Sequence[Sequence[tuple[Any, ...]]]) -> pa.ListArray:
+    offsets = [0]
+    for row in rows:
+        offsets.append(offsets[-1] + len(row))
+    flat = list(chain.from_iterable(rows))
+    columns = zip(*flat, strict=True) if flat else [()] * element.num_fields
+    members = [pa.array(column, field.type) for column, field in zip(columns, element, strict=True)]
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(members, fields=list(element))
+    )

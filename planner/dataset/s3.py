@@ -1,0 +1,225 @@
+"""Versions on S3: the manifest is put last and only if there is none, so one builder wins and readers see all or none.
+
+In: `s3://bucket/prefix/planner/<version>`, the usual AWS variables and `MLFLOW_S3_ENDPOINT_URL`. Out: a published
+version, or a local copy of one whose hashes were checked.
+
+No object is ever overwritten: files are put with `If-None-Match: *`. What an unfinished build left is adopted where it
+holds the same bytes, and removed where it is older than an hour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from filelock import FileLock
+
+from planner.contracts.errors import DatasetError
+from planner.contracts.example import DatasetVersion
+
+STALE_AFTER = timedelta(hours=1)
+_MANIFEST = "manifest.json"
+_MAX_PUT_BYTES = 5 * 1000**3
+_HASH = "sha256"
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the address is on S3."""
+    return uri.startswith("s3://")
+
+
+def probe(root: str) -> None:
+    """Check that objects can be written under `root` and that conditional puts are honoured.
+
+    Raises:
+        DatasetError: refused, unreachable, or a server that overwrites silently.
+    """
+    bucket, prefix = _split(root)
+    key = f"{prefix}/.probe-{uuid.uuid4().hex}".lstrip("/")
+    with _errors(root):
+        client = _client()
+        client.put_object(Bucket=bucket, Key=key, Body=b"", IfNoneMatch="*")
+        try:
+            overwritten = _put_new(client, bucket, key, b"x", "")
+        finally:
+            client.delete_object(Bucket=bucket, Key=key)
+    if overwritten:
+        raise DatasetError(
+            f"The store at {root} ignores conditional puts (If-None-Match), so two builds could destroy each other's "
+            "version. Use a store that has them (Amazon S3, MinIO), or a local folder.",
+            uri=root,
+        )
+
+
+def read_manifest(uri: str) -> bytes | None:
+    """The bytes of a version's manifest; None if there is none."""
+    bucket, prefix = _split(uri)
+    with _errors(uri):
+        return _get(_client(), bucket, f"{prefix}/{_MANIFEST}")
+
+
+def publish(folder: Path, uri: str, manifest: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes]) -> bool:
+    """Put the files of `folder` and then the manifest; False where another builder's manifest was there first.
+
+    `folder` and the manifest take over the other files of an unfinished build of the same rows.
+    """
+    bucket, prefix = _split(uri)
+    final = {**manifest, "files": dict(manifest["files"])}
+    with _errors(uri):
+        client = _client()
+        for name, entry in manifest["files"].items():
+            adopted = _put_file(client, bucket, f"{prefix}/{name}", folder / name, entry["sha256"], uri)
+            if adopted is not None:
+                (folder / name).write_bytes(adopted)
+                final["created_at"] = json.loads(adopted)["created_at"]
+                final["files"][name] = {"sha256": _sha256(adopted), "size": len(adopted)}
+        return _put_new(client, bucket, f"{prefix}/{_MANIFEST}", encode(final), "")
+
+
+def fetch_version(uri: str, cache: Path, *, verify: Callable[..., DatasetVersion]) -> DatasetVersion:
+    """Download a version into `cache` (once) and verify it there.
+
+    Raises:
+        DatasetError: missing, incomplete, changed, or the store refuses.
+    """
+    from planner.dataset.versions import parse_manifest
+
+    bucket, prefix = _split(uri)
+    with _errors(uri):
+        client = _client()
+        content = _get(client, bucket, f"{prefix}/{_MANIFEST}")
+        if content is None:
+            raise DatasetError(
+                f"There is no finished dataset at {uri} ({_MANIFEST} is missing). Build it with `mlflow run . -e "
+                "build_dataset`, or correct the address.",
+                uri=uri,
+                file=_MANIFEST,
+            )
+        manifest = parse_manifest(content, uri)
+        folder = cache / f"{manifest['version']}-{_sha256(content)[:32]}"
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{folder.name}.lock", fallback_to_soft=False):
+            with contextlib.suppress(DatasetError):
+                return verify(folder, uri=uri)
+            part = Path(tempfile.mkdtemp(prefix=".part-", dir=cache))
+            try:
+                for name in manifest["files"]:
+                    _download(client, bucket, f"{prefix}/{name}", part / name, uri)
+                (part / _MANIFEST).write_bytes(content)
+                verify(part, uri=uri)
+                shutil.rmtree(folder, ignore_errors=True)
+                part.rename(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+            return verify(folder, uri=uri)
+
+
+def _put_file(client: Any, bucket: str, key: str, path: Path, sha256: str, uri: str) -> bytes | None:
+    """Put one file; bytes where an equal build's `schema.json` (its time differs) was there already."""
+    if path.stat().st_size > _MAX_PUT_BYTES:
+        # TODO: multipart with a conditional completion.
+        raise DatasetError(f"{path.name} is over 5 GB, the most that one put can hold. Use a smaller window.", uri=uri)
+    for _ in range(2):
+        with path.open("rb") as body:
+            if _put_new(client, bucket, key, body, sha256):
+                return None
+        head = client.head_object(Bucket=bucket, Key=key)
+        if head["Metadata"].get(_HASH) == sha256:
+            return None
+        if path.name == "schema.json":
+            other = _get(client, bucket, key) or b"{}"
+            if _without_time(other) == _without_time(path.read_bytes()):
+                return other
+        if datetime.now(UTC) - head["LastModified"] < STALE_AFTER:
+            break
+        client.delete_object(Bucket=bucket, Key=key)
+    raise DatasetError(
+        f"Another build of {uri} is under way or was cut off within the last hour, and its {path.name} differs. Wait "
+        f"for it; if nobody builds there, remove the unfinished files (aws s3 rm --recursive {uri}/).",
+        uri=uri,
+        file=path.name,
+    )
+
+
+def _put_new(client: Any, bucket: str, key: str, body: Any, sha256: str) -> bool:
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=body, IfNoneMatch="*", Metadata={_HASH: sha256})
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
+            return False
+        raise
+    return True
+
+
+def _get(client: Any, bucket: str, key: str) -> bytes | None:
+    try:
+        content: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+            return None
+        raise
+    return content
+
+
+def _download(client: Any, bucket: str, key: str, path: Path, uri: str) -> None:
+    try:
+        with path.open("wb") as file:
+            client.download_fileobj(bucket, key, file)
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+            raise DatasetError(
+                f"The dataset at {uri} is incomplete: {path.name} is missing. Build it again under another name.",
+                uri=uri,
+                file=path.name,
+            ) from None
+        raise
+
+
+def _without_time(content: bytes) -> Any:
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return content
+    return {name: member for name, member in value.items() if name != "created_at"}
+
+
+def _sha256(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
+
+
+def _client() -> Any:
+    retries = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=10, read_timeout=60)
+    return boto3.client("s3", endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None, config=retries)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    parts = urlsplit(uri)
+    return parts.netloc, parts.path.strip("/")
+
+
+@contextlib.contextmanager
+def _errors(uri: str) -> Iterator[None]:
+    """One line for what the store says; botocore's messages hold no credentials."""
+    try:
+        yield
+    except (ClientError, BotoCoreError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise DatasetError(
+            f"The store refused {uri}: {detail}. Check the bucket, the AWS variables and MLFLOW_S3_ENDPOINT_URL; "
+            "nothing was published.",
+            uri=uri,
+        ) from None

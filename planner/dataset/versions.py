@@ -1,0 +1,142 @@
+"""Dataset versions: a folder with a manifest that was written last; opened only when every byte is as it was built.
+
+In: the address of a version (a folder or `s3://`). Out: a `DatasetVersion` whose files lie on local disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from planner.contracts.errors import DatasetError
+from planner.contracts.example import DatasetVersion
+from planner.dataset import s3
+from planner.dataset.config import NAME
+
+TRAINING, RECIPES, SCHEMA = "training.parquet", "recipes.parquet", "schema.json"
+SUMMARY, CHECKS, MANIFEST = "dataset_summary.md", "checks.json", "manifest.json"
+FILES = (TRAINING, RECIPES, SCHEMA, SUMMARY, CHECKS)
+FORMAT = 1
+DIGEST_DIGITS = 32
+DEFAULT_CACHE = Path.home() / ".cache" / "planner" / "datasets"
+_REBUILD = "Build it again under another name (build_dataset.date), or fetch it again."
+
+
+def open_version(uri: str, *, cache: Path | None = None) -> DatasetVersion:
+    """Open a version after checking the SHA-256 of every file against its manifest.
+
+    Args:
+        uri: the version's folder, or `s3://bucket/prefix/planner/<version>`.
+        cache: where files from S3 are kept, by digest; `~/.cache/planner/datasets` by default.
+    Raises:
+        DatasetError: the version is missing, incomplete or changed since its build; names the file.
+    """
+    uri = uri.rstrip("/") or uri
+    if s3.is_s3(uri):
+        return s3.fetch_version(uri, cache or DEFAULT_CACHE, verify=verify_folder)
+    return verify_folder(Path(uri), uri=uri)
+
+
+def verify_folder(folder: Path, *, uri: str) -> DatasetVersion:
+    """Check a folder's files against its manifest.
+
+    Raises:
+        DatasetError: as `open_version`.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise DatasetError(
+            f"There is no dataset at {uri}. Build it with `mlflow run . -e build_dataset`, or correct the path.",
+            uri=uri,
+        )
+    manifest = parse_manifest(_manifest_bytes(folder, uri), uri)
+    for name, entry in manifest["files"].items():
+        _verify_file(folder / name, entry, uri)
+    return DatasetVersion(
+        name=manifest["version"],
+        uri=uri if s3.is_s3(uri) else str(folder),
+        digest=manifest["digest"],
+        training_path=folder / TRAINING,
+        recipes_path=folder / RECIPES,
+        num_rows=manifest["rows"],
+        manifest=manifest,
+    )
+
+
+def make_manifest(
+    folder: Path, *, version: str, rows: int, created_at: str, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The manifest of the finished files in `folder`; byte for byte the same for the same files and arguments."""
+    files = {name: {"sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size} for name in FILES}
+    return {
+        "format": FORMAT,
+        "version": version,
+        "digest": str(files[TRAINING]["sha256"])[:DIGEST_DIGITS],
+        "rows": rows,
+        "created_at": created_at,
+        "parameters": dict(parameters),
+        "files": files,
+    }
+
+
+def parse_manifest(content: bytes, uri: str) -> dict[str, Any]:
+    """Check that a manifest is one.
+
+    Raises:
+        DatasetError: it is not.
+    """
+    try:
+        manifest = json.loads(content)
+        assert manifest["format"] == FORMAT and isinstance(manifest["rows"], int)
+        assert NAME.fullmatch(manifest["version"]) and set(manifest["files"]) == set(FILES)
+        assert all(set(entry) == {"sha256", "size"} for entry in manifest["files"].values())
+        assert manifest["digest"] == manifest["files"][TRAINING]["sha256"][:DIGEST_DIGITS]
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
+        raise DatasetError(
+            f"The dataset at {uri} is damaged: {MANIFEST} is not what a build writes. {_REBUILD}",
+            uri=uri,
+            file=MANIFEST,
+        ) from None
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest_bytes(folder: Path, uri: str) -> bytes:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise DatasetError(
+            f"The dataset at {uri} is incomplete: {MANIFEST} is missing, so no build finished there. {_REBUILD}",
+            uri=uri,
+            file=MANIFEST,
+        ) from None
+    except OSError as error:
+        raise DatasetError(f"The dataset at {uri} cannot be read: {error.strerror}.", uri=uri) from None
+
+
+def _verify_file(path: Path, entry: Mapping[str, Any], uri: str) -> None:
+    try:
+        size = path.stat().st_size
+        changed = size != entry["size"] or sha256_of(path) != entry["sha256"]
+    except FileNotFoundError:
+        raise DatasetError(
+            f"The dataset at {uri} is incomplete: {path.name} is missing. {_REBUILD}", uri=uri, file=path.name
+        ) from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}.", uri=uri, file=path.name) from None
+    if changed:
+        raise DatasetError(
+            f"The dataset at {uri} changed since its build: {path.name} does not have the SHA-256 of its manifest. "
+            f"{_REBUILD}",
+            uri=uri,
+            file=path.name,
+        )
