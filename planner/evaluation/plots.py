@@ -60,14 +60,12 @@ def intervals_svg(bars: Sequence[Bar]) -> str:
         parts.append(f'<text x="{LEFT}" y="{y + 14}">{escape(bar.label)}</text>')
         parts.append(f'<text class="value" x="{WIDTH - RIGHT}" y="{y + 14}">{bar.mean:+.4f}</text>')
         if bar.low is not None and bar.high is not None:
-            parts.append(
-                f'<line class="bar {bar.kind}" x1="{x(bar.low):.1f}" x2="{x(bar.high):.1f}" y1="{y + 28}" y2="{y + 28}"/>'
-            )
+            ends = f'x1="{x(bar.low):.1f}" x2="{x(bar.high):.1f}"'
+            parts.append(f'<line class="bar {bar.kind}" {ends} y1="{y + 28}" y2="{y + 28}"/>')
         parts.append(f'<circle class="{bar.kind}" cx="{x(bar.mean):.1f}" cy="{y + 28}" r="5"/>')
     for value, anchor in ((-reach, "start"), (0.0, "middle"), (reach, "end")):
-        parts.append(
-            f'<text class="tick" text-anchor="{anchor}" x="{x(value):.1f}" y="{height - 6}">{value:+.3g}</text>'
-        )
+        shown = f"{value:+.3g}" if value else "0"
+        parts.append(f'<text class="tick" text-anchor="{anchor}" x="{x(value):.1f}" y="{height - 6}">{shown}</text>')
     return "".join(parts) + "</svg>"
 
 

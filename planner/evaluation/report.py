@@ -68,7 +68,7 @@ def write_report(
             (folder / name).write_bytes(content)
     except OSError as error:
         raise ReplayError(
-            f"The report cannot be written to {folder}: {error.strerror or error}. Free space or choose another folder.",
+            f"The report cannot be written to {folder}: {error.strerror or error}. Choose another folder.",
             folder=folder,
         ) from None
     return ReportFiles(folder / "report.html", tuple(folder / name for name in files if name.endswith(".png")))
@@ -122,15 +122,15 @@ def _label(name: str) -> str:
 
 
 def _score(value: float | jinja2.Undefined) -> str:
-    return f"{value:.3f}" if isinstance(value, float | int) else "–"
+    return f"{value:.4f}" if isinstance(value, float | int) else "–"
 
 
 def _change(estimate: Estimate | jinja2.Undefined) -> Markup:
     if not isinstance(estimate, Estimate):
         return Markup("–")
     bounds = estimate.interval
-    reach = "no interval" if bounds is None else f"{bounds[0]:+.3f} to {bounds[1]:+.3f}"
-    return Markup("{}<small>{}</small>").format(f"{estimate.mean:+.3f}", reach)
+    reach = "no interval" if bounds is None else f"{bounds[0]:+.4f} to {bounds[1]:+.4f}"
+    return Markup("<span>{}<small>{}</small></span>").format(f"{estimate.mean:+.4f}", reach)
 
 
 def _figures(rows: pa.Table, replay: Replay) -> list[tuple[str, str]]:

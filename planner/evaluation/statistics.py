@@ -61,7 +61,7 @@ def exact_mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def clustered(values: ArrayLike, households: Sequence[str]) -> Estimate:
+def clustered(values: ArrayLike, households: ArrayLike) -> Estimate:
     """Estimate a mean over rows.
 
     Args:
