@@ -61,7 +61,7 @@ class Checkpoint:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write one checkpoint and remove those that are no longer needed.
 
-    Kept are the newest two and the best epoch's. A kill at any moment leaves the ones before untouched.
+    Kept are the newest two and, for each of them, the best epoch's. A kill at any moment leaves those before whole.
 
     Raises:
         TrainingError: the disk is full or the folder cannot be written.
@@ -154,12 +154,20 @@ def _read(folder: Path) -> Checkpoint | None:
 
 
 def _remove_old(folder: Path, position: Position) -> None:
-    newest = sorted(folder.glob("step-*"), reverse=True)
     # A damaged checkpoint may stand ahead of a run that went on from an earlier one.
-    newest = [path for path in newest if path.name <= _folder(folder, position.step).name]
-    for path in newest[KEEP:]:
-        if path != _folder(folder, position.best_step):
-            shutil.rmtree(path, ignore_errors=True)
+    last = _folder(folder, position.step).name
+    paths = sorted((path for path in folder.glob("step-*") if path.name <= last), reverse=True)
+    needed = {*paths[:KEEP], *(_folder(folder, _best_step(path)) for path in paths[:KEEP])}
+    for path in (*(path for path in paths if path not in needed), *folder.glob(".step-*.part")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _best_step(path: Path) -> int:
+    """The best epoch's step as a checkpoint of this run's own writing says, 0 if it cannot be read."""
+    try:
+        return int(json.loads((path / FIGURES).read_text(encoding="utf-8"))["best_step"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _sync(path: Path) -> None:

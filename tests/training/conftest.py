@@ -14,9 +14,10 @@ from tests.tiny import tiny_base_folder, tiny_catalogue, tiny_examples
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
+def one_thread():
+    """Tensors this small are slower with more, much slower on a busy machine."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

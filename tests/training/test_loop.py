@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from filelock import FileLock
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from planner.contracts.errors import TrainingError
+from planner.training import checkpoint, loop
+from planner.training.loop import train
+from planner.training.plot import plot_losses
+from planner.training.text import TextRow
+
+
+def run(model, tokenizer, texts, config, folder, **options):
+    return train(model, tokenizer, texts[:16], texts[16:], config, folder, **options)
+
+
+def adapter_bytes(report):
+    return (report.adapter_folder / "adapter_model.safetensors").read_bytes()
+
+
+def weights_of(model):
+    return hashlib.sha256(b"".join(w.detach().numpy().tobytes() for _, w in sorted(model.named_parameters()))).digest()
+
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# peft 0.21 asks transformers 5.23 by an old name.
+OLD_NAME = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def let_it_say_everything(model, tokenizer):
+    """A random head that can be sure of any token: transformers leaves the end token's row at 0, as it is the pad's."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.eos_token_id] = 0.25 * torch.randn(48)
+        model.model.norm.weight.mul_(2)
+
+
+@OLD_NAME
+def test_sixteen_rows_are_learned_to_their_last_token(model, tokenizer, texts, config, tmp_path):
+    let_it_say_everything(model, tokenizer)
+    config = config.model_copy(update={"epochs": 40, "lora_r": 16, "target_modules": ALL_LINEAR})
+    report = train(model, tokenizer, texts[:16], texts[:16], config, tmp_path)
+    assert report.epochs[0].validation_loss > 5
+    assert report.epochs[report.best_epoch].validation_loss < 0.05
+    # Greedy generation with transformers itself, prompt alone, ends with the end token by itself.
+    learned = PeftModel.from_pretrained(model, report.adapter_folder).eval()
+    for text in texts[:4]:
+        prompt = torch.tensor([tokenizer.encode(text.prompt, add_special_tokens=False)])
+        ids = learned.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=90, do_sample=False)
+        assert tokenizer.decode(ids[0, prompt.shape[1] :]) == text.target + tokenizer.eos_token
+
+
+def test_two_seeded_runs_give_the_same_bytes_and_another_seed_does_not(model, tokenizer, texts, config, tmp_path):
+    config = config.model_copy(update={"lora_dropout": 0.1})
+    torch.manual_seed(1)
+    first = run(model, tokenizer, texts, config, tmp_path / "a")
+    torch.manual_seed(2)
+    second = run(model, tokenizer, texts, config, tmp_path / "b")
+    third = run(model, tokenizer, texts, config.model_copy(update={"seed": 4}), tmp_path / "c")
+    assert adapter_bytes(first) == adapter_bytes(second)
+    assert [e.validation_loss for e in first.epochs] == [e.validation_loss for e in second.epochs]
+    assert adapter_bytes(first) != adapter_bytes(third)
+
+
+def test_result_does_not_depend_on_the_micro_batch(model, tokenizer, texts, config, tmp_path):
+    losses = []
+    for tokens in (1, 200, 10_000):
+        report = run(model, tokenizer, texts, config.model_copy(update={"micro_batch_tokens": tokens}), tmp_path)
+        losses.append([epoch.validation_loss for epoch in report.epochs])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-3)
+
+
+def test_model_and_process_are_left_as_they_were(model, tokenizer, texts, config, tmp_path):
+    before, implementation = weights_of(model), model.config._attn_implementation
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    run(model, tokenizer, texts, config.model_copy(update={"num_threads": 2}), tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == 1
+    assert weights_of(model) == before
+    assert model.config._attn_implementation == implementation
+    assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def test_report_holds_what_was_done(model, tokenizer, texts, config, tmp_path):
+    steps, epochs = [], []
+    report = run(
+        model,
+        tokenizer,
+        texts[:22],
+        config.model_copy(update={"batch_size": 5}),
+        tmp_path,
+        report_step=lambda *step: steps.append(step),
+        report_epoch=epochs.append,
+    )
+    assert [done for done, *_ in steps] == list(range(1, 9))
+    assert all(total == 8 and loss > 0 and speed > 0 for _, total, loss, speed in steps)
+    assert tuple(epochs) == report.epochs
+    assert [epoch.epoch for epoch in epochs] == [0, 1, 2]
+    assert epochs[0].train_loss is None
+    targets = sum(len(tokenizer.encode(text.target, add_special_tokens=False)) + 1 for text in texts[:16])
+    assert epochs[1].num_target_tokens == epochs[2].num_target_tokens == targets
+    assert epochs[2].validation_loss < epochs[0].validation_loss
+    assert (report.num_train_rows, report.num_validation_rows, report.num_steps) == (16, 6, 8)
+    assert report.resumed_from_step is None
+    assert report.num_trainable == 2 * 4 * (2 * 48 + 48 + 24)
+    assert {row.event_id for row in report.worst_rows} == {text.event_id for text in texts[16:22]}
+    assert sorted((row.loss for row in report.worst_rows), reverse=True) == [row.loss for row in report.worst_rows]
+
+
+@OLD_NAME
+def test_adapter_is_in_peft_format_and_names_the_base(model, tokenizer, texts, config, tmp_path):
+    report = run(model, tokenizer, texts, config, tmp_path)
+    values = json.loads((report.adapter_folder / "adapter_config.json").read_text())
+    assert values["base_model_name_or_path"] == "tiny"
+    assert values["target_modules"] == ["q_proj", "v_proj"]
+    assert (values["r"], values["lora_alpha"]) == (4, 32)
+    assert sorted(p.name for p in report.adapter_folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    text = texts[0]
+    prompt = tokenizer.encode(text.prompt, add_special_tokens=False)
+    ids = torch.tensor([prompt + tokenizer.encode(text.target, add_special_tokens=False)])
+    with torch.no_grad():
+        base = model(ids, use_cache=False).logits
+        learned = PeftModel.from_pretrained(model, report.adapter_folder)(input_ids=ids, use_cache=False).logits
+    assert (learned - base).abs().max() > 0.1
+
+
+def test_finished_run_is_not_trained_again(model, tokenizer, texts, config, tmp_path):
+    first = run(model, tokenizer, texts, config, tmp_path)
+    steps = []
+    again = run(model, tokenizer, texts, config, tmp_path, report_step=lambda *step: steps.append(step))
+    assert steps == []
+    assert again.resumed_from_step == first.num_steps
+    assert again.epochs == first.epochs
+    assert again.worst_rows == first.worst_rows
+    assert adapter_bytes(again) == adapter_bytes(first)
+
+
+def test_other_options_rows_or_base_start_anew_in_a_folder_of_their_own(model, tokenizer, texts, config, tmp_path):
+    folders = {run(model, tokenizer, texts, config, tmp_path).adapter_folder}
+    for change in ({"lr": 5e-3}, {"batch_size": 3}, {"epochs": 3}, {"seed": 9}, {"model_base": "other"}):
+        report = run(model, tokenizer, texts, config.model_copy(update=change), tmp_path)
+        assert report.resumed_from_step is None
+        folders.add(report.adapter_folder)
+    folders.add(train(model, tokenizer, texts[:15], texts[16:], config, tmp_path).adapter_folder)
+    folders.add(run(model, tokenizer, texts, config, tmp_path, base_sha256="0" * 64).adapter_folder)
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1e-3
+    folders.add(run(model, tokenizer, texts, config, tmp_path).adapter_folder)
+    assert len(folders) == 9
+
+
+def test_best_epoch_is_kept_and_not_the_last(model, tokenizer, texts, config, tmp_path):
+    config = config.model_copy(update={"epochs": 8, "lr": 0.02, "batch_size": 1})
+    report = train(model, tokenizer, texts[:3], texts[16:], config, tmp_path / "all")
+    losses = [epoch.validation_loss for epoch in report.epochs]
+    assert report.best_epoch == min(range(1, 9), key=losses.__getitem__) < 7
+    best = checkpoint.read_checkpoint(report.adapter_folder.parent / "checkpoints", report.best_epoch * 3)
+    kept = load_file(report.adapter_folder / "adapter_model.safetensors")
+    assert all(torch.equal(best.tensors[f"adapter/{name}"], weight) for name, weight in kept.items())
+    assert not report.stopped_early
+
+    early = train(model, tokenizer, texts[:3], texts[16:], config.model_copy(update={"patience": 1}), tmp_path)
+    first_worse = next(k for k in range(2, 8) if losses[k] >= losses[k - 1])
+    assert early.stopped_early
+    assert early.best_epoch == first_worse - 1
+    assert [epoch.validation_loss for epoch in early.epochs] == losses[: first_worse + 1]
+    assert early.num_steps == first_worse * 3
+
+
+def test_without_validation_rows_the_last_epoch_is_kept(model, tokenizer, texts, config, tmp_path):
+    report = train(model, tokenizer, texts[:8], (), config, tmp_path)
+    assert report.best_epoch == 2
+    assert [epoch.validation_loss for epoch in report.epochs] == [None, None, None]
+    assert report.worst_rows == ()
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(model, tokenizer, texts, config, tmp_path, name, damage):
+    first = run(model, tokenizer, texts, config, tmp_path)
+    path = first.adapter_folder.parent / "checkpoints" / "step-000008" / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 4
+    path.write_bytes(content[: len(content) - (damage == "cut")])
+    if damage == "remove":
+        path.unlink()
+    again = run(model, tokenizer, texts, config, tmp_path)
+    assert again.resumed_from_step == 6
+    assert adapter_bytes(again) == adapter_bytes(first)
+    assert [epoch.train_loss for epoch in again.epochs] == [epoch.train_loss for epoch in first.epochs]
+
+
+def test_with_every_checkpoint_damaged_the_run_starts_anew(model, tokenizer, texts, config, tmp_path):
+    first = run(model, tokenizer, texts, config, tmp_path)
+    for path in first.adapter_folder.parent.glob("checkpoints/*/state.json"):
+        path.write_text("{}")
+    again = run(model, tokenizer, texts, config, tmp_path)
+    assert again.resumed_from_step is None
+    assert adapter_bytes(again) == adapter_bytes(first)
+
+
+def test_checkpoint_whose_best_epoch_is_lost_is_passed_over(model, tokenizer, texts, config, tmp_path):
+    config = config.model_copy(update={"epochs": 8, "lr": 0.02, "batch_size": 1})
+    first = train(model, tokenizer, texts[:3], texts[16:], config, tmp_path)
+    assert first.best_epoch < 7
+    shutil.rmtree(first.adapter_folder.parent / "checkpoints" / f"step-{first.best_epoch * 3:06d}")
+    again = train(model, tokenizer, texts[:3], texts[16:], config, tmp_path)
+    assert again.resumed_from_step is None
+    assert adapter_bytes(again) == adapter_bytes(first)
+
+
+def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    model, tokenizer, texts, config, tmp_path, monkeypatch
+):
+    real, calls = loop.backward_rows, []
+
+    def broken(*args, **options):
+        calls.append(args)
+        return real(*args, **options) if len(calls) < 4 else float("nan")
+
+    monkeypatch.setattr(loop, "backward_rows", broken)
+    with pytest.raises(TrainingError, match=r"no longer a number at step 4 of 8, epoch 1 .*last good checkpoint.*lr"):
+        run(model, tokenizer, texts, config, tmp_path)
+    monkeypatch.setattr(loop, "backward_rows", real)
+    assert run(model, tokenizer, texts, config, tmp_path).resumed_from_step == 2
+
+
+def test_gradient_that_is_no_number_takes_no_step(model, tokenizer, texts, config, tmp_path, monkeypatch):
+    real = loop.backward_rows
+
+    def broken(peft_model, rows, **options):
+        loss = real(peft_model, rows, **options)
+        next(iter(loop.trainable(peft_model).values())).grad[0, 0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(loop, "backward_rows", broken)
+    with pytest.raises(TrainingError, match="step 1 of 8.*gradient norm") as error:
+        run(model, tokenizer, texts, config, tmp_path)
+    assert len(error.value.event_ids) == 4
+
+
+def test_no_training_rows_is_an_error(model, tokenizer, texts, config, tmp_path):
+    with pytest.raises(TrainingError, match="no rows to train on"):
+        train(model, tokenizer, (), texts, config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overlong_rows_fail_before_training(model, tokenizer, texts, config, tmp_path):
+    rows = (TextRow("long", "word " * 900, "Mon: Soup\n"), *texts)
+    with pytest.raises(TrainingError, match="max_overlong_share"):
+        run(model, tokenizer, rows, config, tmp_path)
+    report = run(model, tokenizer, rows, config.model_copy(update={"max_overlong_share": 0.1}), tmp_path)
+    assert (report.num_overlong, report.num_train_rows) == (1, 15)
+
+
+def test_base_without_the_target_modules_is_refused_by_name(model, tokenizer, texts, config, tmp_path):
+    config = config.model_copy(update={"target_modules": ("q_proj", "c_attn")})
+    with pytest.raises(TrainingError, match=r"llama.*no linear module c_attn; it has down_proj.*target_modules"):
+        run(model, tokenizer, texts, config, tmp_path)
+
+
+def test_full_disk_at_a_checkpoint_is_one_clear_line_and_the_run_goes_on_later(
+    model, tokenizer, texts, config, tmp_path, monkeypatch
+):
+    real, calls = checkpoint.save_file, []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(TrainingError, match="checkpoint of step 4 .*No space left on device.*same command again"):
+        run(model, tokenizer, texts, config, tmp_path)
+    assert not list(tmp_path.glob("*/checkpoints/.*"))
+    assert run(model, tokenizer, texts, config, tmp_path).resumed_from_step == 2
+
+
+def test_two_processes_do_not_train_in_one_folder(model, tokenizer, texts, config, tmp_path):
+    report = run(model, tokenizer, texts, config, tmp_path)
+    with FileLock(report.adapter_folder.parent / ".lock"), pytest.raises(TrainingError, match="Another process"):
+        run(model, tokenizer, texts, config, tmp_path)
+
+
+def test_loss_curves_are_drawn(model, tokenizer, texts, config, tmp_path):
+    report = run(model, tokenizer, texts, config, tmp_path)
+    path = plot_losses(report.epochs, tmp_path / "loss.png", best_epoch=report.best_epoch)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert plot_losses((), tmp_path / "empty.png").stat().st_size > 0
