@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -118,7 +119,7 @@ def load_base(base: BaseFiles, *, device: str = "auto") -> LoadedBase:
             model = AutoModelForCausalLM.from_pretrained(
                 base.folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise _broken(base.name, base.folder, error) from error
     return LoadedBase(model.to(device).eval(), tokenizer, base)
 

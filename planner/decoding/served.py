@@ -1,7 +1,7 @@
 """The registered model as MLflow loads it: `loader_module="planner.decoding.served"`.
 
-In: requests of the dataset contract, as one dict, a list of dicts, or a DataFrame with a column per member, in the
-forms that MLflow's clients and scoring server make of them. Out: a DataFrame, for each request `plan`, `feasible`
+In: requests of the dataset contract, as one dict, a list of dicts, or a DataFrame with a column per member; over HTTP
+as `inputs`, `dataframe_split` or `dataframe_records`. Out: a DataFrame, for each request `plan`, `feasible`
 and `reason`. A request that breaks the contract is an error that names the field (HTTP 400), never a plan.
 """
 
@@ -39,7 +39,7 @@ class ServedPlanner:
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
 
-    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Plan each request.
 
         Raises:
