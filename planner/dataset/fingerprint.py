@@ -42,7 +42,7 @@ def database_fingerprint(url: str, config: DatasetConfig) -> str:
 
 
 def _table(connection: Connection, table: str, config: DatasetConfig) -> str:
-    kind = _value(connection, f"SELECT relkind || ' ' || oid FROM pg_class WHERE oid = '{table}'::regclass")
+    kind = _value(connection, f"SELECT relkind::text || ' ' || oid::text FROM pg_class WHERE oid = '{table}'::regclass")
     has_xmin = kind[0] in "rp"
     # Sums and not hashes over sorted rows: the order in which the server gives rows does not matter.
     content = "sum(xmin::text::bigint), max(xmin::text::bigint)" if has_xmin else "sum(hashtextextended(t::text, 0)), 0"

@@ -93,7 +93,7 @@ def event_range(connection: Connection) -> tuple[datetime | None, datetime | Non
     """Times of the first and the last acceptance of any household plan, for the message about an empty window."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT min(\"timestamp\"), max(\"timestamp\") FROM exp.events WHERE unit_type = 'household' "
+            'SELECT min("timestamp"), max("timestamp") FROM exp.events WHERE unit_type = \'household\' '
             "AND event_type = 'plan_accepted' AND \"timestamp\" >= '0001-01-01' AND \"timestamp\" < '9999-12-31'"
         )
         row = cursor.fetchone()

@@ -202,9 +202,7 @@ def _pantries(connection: Connection, kept: Sequence[Key], notes: Notes) -> pa.S
     return arrays.pantries(items, [plan["pantry_id"] for plan in kept])
 
 
-def _constraints(
-    connection: Connection, homes: Sequence[str], kept: Sequence[Key], notes: Notes
-) -> pa.StructArray:
+def _constraints(connection: Connection, homes: Sequence[str], kept: Sequence[Key], notes: Notes) -> pa.StructArray:
     versions: dict[str, list[tuple[Any, ...]]] = {}
     for home, *version in _query(connection, _CONSTRAINTS, sorted(set(homes))):
         versions.setdefault(home, []).append(tuple(version))
