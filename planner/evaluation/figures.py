@@ -120,6 +120,23 @@ def overall(rows: pa.Table) -> Mapping[str, Estimate]:
     return {name: estimate for name, estimate in differences(rows).items() if name in SCORES}
 
 
+def difference_metrics(rows: pa.Table) -> dict[str, float]:
+    """Every difference with its interval by the names they get as metrics, and the scores of the two references.
+
+    `minus_baseline_<score>`, `minus_previous_<score>` and `minus_logged_<score>` with `_low` and `_high`;
+    `previous_<score>` and `logged_<score>` are the references' own means.
+    """
+    found = {}
+    for name in ("baseline", *REFERENCES):
+        if name in REFERENCES:
+            found |= {f"{name}_{score}": mean for score, mean in score_means(rows, f"{name}_").items()}
+        for score, estimate in differences(rows, prefix=f"{name}_").items():
+            found[f"minus_{name}_{score}"] = estimate.mean
+            if estimate.interval is not None:
+                found[f"minus_{name}_{score}_low"], found[f"minus_{name}_{score}_high"] = estimate.interval
+    return found
+
+
 def _case(row: Mapping[str, Any], catalogue: Catalogue) -> Case:
     predicted, accepted = Plan.from_valid(row["predicted_plan"]), Plan.from_valid(row["accepted_plan"])
     return Case(

@@ -55,8 +55,14 @@ class Replay:
         return pq.read_table(self.rows_path, columns=list(columns) if columns is not None else None)
 
     def metrics(self) -> dict[str, float]:
-        """Speed and cost figures by the names they get as metrics; timings differ from run to run."""
-        found: dict[str, float] = {"num_rows": self.num_rows}
+        """Edits, speed and cost by the names they get as metrics; `plans_per_second` differs from run to run."""
+        rows = self.read_rows(["feasible", "actual_edits", "predicted_edits", "baseline_predicted_edits"])
+        found: dict[str, float] = {
+            "num_rows": self.num_rows,
+            "infeasible_share": sum(1 for feasible in rows["feasible"].to_pylist() if not feasible) / self.num_rows,
+        }
+        for name in ("actual_edits", "predicted_edits", "baseline_predicted_edits"):
+            found[name] = sum(rows[name].to_pylist())
         for name, prefix in zip(PLANNERS, ("", "baseline_"), strict=True):
             cost = self.costs[name]
             if cost.seconds > 0:

@@ -24,10 +24,9 @@ def ingredient_key(name: str) -> str:
 
 def _singular(word: str) -> str:
     """A stem that singular and plural share; not always a word (`olive` and `olives` give `olif`)."""
-    if len(word) > 2 and word.endswith("s") and not word.endswith(("ss", "us")):
-        word = word[:-1]
-    if len(word) > 2 and word.endswith("e"):
-        word = word[:-1]
+    for ending in ("s", "e", "s"):  # the second s: gases -> gase -> gas -> ga, as gas -> ga
+        if len(word) > 2 and word.endswith(ending) and not word.endswith("ss"):
+            word = word[:-1]
     if len(word) > 2 and word.endswith("i"):
         return word[:-1] + "y"
     if len(word) > 2 and word.endswith("v"):

@@ -11,7 +11,7 @@ import pytest
 from planner.contracts.errors import ReplayError
 from planner.contracts.gate import GateResult
 from planner.contracts.request import Constraints
-from planner.evaluation.figures import extreme_cases, infeasible_by_reason, references, segments
+from planner.evaluation.figures import difference_metrics, extreme_cases, infeasible_by_reason, references, segments
 from planner.evaluation.gate import Subject, decide
 from planner.evaluation.plots import Bar, intervals_png, intervals_svg
 from planner.evaluation.replay import Lineage, Replay, replay
@@ -98,6 +98,15 @@ def test_references_count_the_rows_that_have_them(replayed: tuple[Replay, GateRe
     assert previous.num_rows == 61 - rows["previous_violations"].null_count < 61
     assert logged.differences["diversity_score"].num_rows == logged.num_rows
     assert infeasible_by_reason(rows) == [("no_recipe_allowed", 1)]
+
+
+def test_the_metrics_hold_every_difference_with_its_interval(replayed: tuple[Replay, GateResult]) -> None:
+    metrics = difference_metrics(replayed[0].read_rows())
+    low, high = (metrics[f"minus_previous_plan_alignment_score_{end}"] for end in ("low", "high"))
+    assert low < metrics["minus_previous_plan_alignment_score"] < high
+    assert metrics["minus_baseline_leftovers_score"] == 0
+    assert 0 <= metrics["logged_diversity_score"] <= 1
+    assert replayed[0].metrics()["infeasible_share"] == 1 / 61
 
 
 def test_rows_trained_on_are_marked_in_the_report(tmp_path: Path) -> None:

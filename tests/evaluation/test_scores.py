@@ -130,7 +130,7 @@ def test_the_same_plan_is_perfectly_aligned(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [("Tomatoes", "tomato"), ("berries", "Berry"), ("leaves", "leaf"), ("cookies", "cookie"), ("olives", "Olive"),
-     ("crème-fraîche", "Creme fraiche"), ("glasses", "glass")],
+     ("crème-fraîche", "Creme fraiche"), ("glasses", "glass"), ("octopuses", "octopus"), ("tofus", "Tofu")],
 )  # fmt: skip
 def test_an_ingredient_has_one_key_however_it_is_written(one: str, other: str) -> None:
     assert ingredient_key(one) == ingredient_key(other) != ""
