@@ -126,7 +126,7 @@ def difference_metrics(rows: pa.Table) -> dict[str, float]:
     `minus_baseline_<score>`, `minus_previous_<score>` and `minus_logged_<score>` with `_low` and `_high`;
     `previous_<score>` and `logged_<score>` are the references' own means.
     """
-    found = {}
+    found: dict[str, float] = {}
     for name in ("baseline", *REFERENCES):
         if name in REFERENCES:
             found |= {f"{name}_{score}": mean for score, mean in score_means(rows, f"{name}_").items()}
