@@ -126,6 +126,17 @@ def _number(value: object) -> object:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """Leaves dates as text: the config's own check of a day names the key and the file."""
+
+
+_LOADER_WITHOUT_DATES = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_implicit_resolvers = _LOADER_WITHOUT_DATES
+
+
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     root: dict[str, Any] = {}
     for dotted, value in flat.items():
@@ -151,7 +162,7 @@ def _read_profile(project: Path, profile: str) -> Mapping[str, Any]:
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path.name} cannot be read: {' '.join(str(error).split())}.", path=path) from None
     if values is None:

@@ -15,8 +15,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ModelError
-from planner.decoding.package import manifest_hash
+from planner.decoding.base import sha256_of_file
+from planner.decoding.package import MANIFEST, verify_package
 from planner.decoding.served import log_arguments
 
 KEY_TAG = "planner.key"
@@ -36,23 +38,25 @@ class RegisteredVersion:
 
 
 def register_package(
-    folder: Path, *, model_name: str, key: str, tags: Mapping[str, object], artifact: str = "model"
+    folder: Path, catalogue: Catalogue, *, model_name: str, key: str, tags: Mapping[str, object], description: str
 ) -> RegisteredVersion:
     """Log the folder to the active run and register it, or find the version that an earlier try registered.
 
     Args:
         folder: a model folder with its manifest.
+        catalogue: of the model; the input example names dishes of it.
         model_name: the registered model.
         key: what makes the version the same one when asked twice (a POST whose answer was lost is retried).
         tags: tags of the version.
+        description: the version's model card.
     Raises:
         ModelError: what was registered does not read back as it was written.
     """
     found = find_by_key(model_name, key)
     if found is not None:
         return found
-    client, sha256 = MlflowClient(), manifest_hash(folder)
-    info = mlflow.pyfunc.log_model(name=artifact, **log_arguments(folder))
+    client, sha256 = MlflowClient(), sha256_of_file(folder / MANIFEST)
+    info = mlflow.pyfunc.log_model(name="model", **log_arguments(folder, catalogue))
     _ensure_model(client, model_name)
     all_tags = {**{k: str(v) for k, v in tags.items() if v is not None}, KEY_TAG: key, HASH_TAG: sha256}
     run = mlflow.active_run()
@@ -61,6 +65,7 @@ def register_package(
         source=info.model_uri,
         run_id=run.info.run_id if run else None,
         tags=all_tags,
+        description=description,
         model_id=info.model_id,
         await_creation_for=60,
     )
@@ -75,14 +80,14 @@ def read_back(model_name: str, version: str) -> RegisteredVersion:
     """
     found = get_version(model_name, version)
     expected = found.tags.get(HASH_TAG)
-    actual = manifest_hash(local_package(model_name, version))
-    if expected is None or actual != expected:
+    if expected is None:
         raise ModelError(
-            f"{model_name} version {version} is not what was registered: its manifest has the hash {actual[:12]}…, "
-            f"registered is {(expected or 'none')[:12]}…. Train or register it again.",
+            f"{model_name} version {version} carries no tag {HASH_TAG}, so nobody can tell whether its files are what was "
+            "registered. Train or register it again.",
             model_name=model_name,
             version=version,
         )
+    verify_package(local_package(model_name, str(found.version)), manifest_sha256=expected)
     return _typed(found)
 
 

@@ -5,7 +5,7 @@ In: a dataset version. Out: a version of the registered model, read back and che
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,21 @@ import mlflow
 
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ModelError, TrainingError
-from planner.contracts.example import DatasetVersion, Example
-from planner.contracts.split import stable_order
+from planner.contracts.example import DatasetVersion
 from planner.dataset.read import iter_examples, read_catalogue
-from planner.decoding.base import BaseFiles, load_base, resolve_base
-from planner.decoding.package import write_package
+from planner.decoding.base import BaseFiles, load_base, load_tokenizer, resolve_base
+from planner.decoding.package import Lineage, LoraParts, write_package
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console, StepResult
 from planner.recipe.fingerprint import step_fingerprint
 from planner.recipe.lineage import dataset_of, dataset_tags, log_dataset_input
 from planner.recipe.registry import RegisteredVersion, read_back, register_package
 from planner.recipe.tracking import StepRun
-from planner.training.batches import encode_rows
 from planner.training.config import TrainConfig
-from planner.training.loop import EpochMetrics, TrainingReport, train
+from planner.training.loop import train
 from planner.training.plot import plot_losses
+from planner.training.report import EpochMetrics, TrainingReport
+from planner.training.text import text_rows
 
 NEEDS_DATABASE = False
 POLICY = "planner_policy"
@@ -49,10 +49,10 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     run.set_tags({"policy_id": POLICY, "task": "planner", **_dataset_tags(version)})
     catalogue = read_catalogue(version)
     console.progress(0, None, f"base model {step.model_base}")
-    base = resolve_base(step.model_base, cache=base_cache())
+    base = resolve_base(step.model_base)
     _log_params(step, version, base)
     report = _train(config, run, console, base, catalogue, version)
-    registered = _register(config, run, version, catalogue, base, report)
+    registered = _register(run, step, version, catalogue, base, report)
     run.outputs.update(
         dataset=version.uri,
         dataset_version=version.name,
@@ -99,18 +99,6 @@ def next_command(outputs: Mapping[str, Any]) -> str | None:
     )
 
 
-def base_cache() -> Path:
-    """Where converted base models are kept, for all checkouts of this user: `PLANNER_CACHE` or `~/.cache/planner`."""
-    return Path(os.environ.get("PLANNER_CACHE") or Path.home() / ".cache" / "planner") / "bases"
-
-
-def select_examples(version: DatasetVersion, split: str, limit: int | None, seed: int) -> list[Example]:
-    """Rows of a split in a stable random order, at most `limit`."""
-    # The key and the row alone are held; a run that limits its rows does not hold the others for long.
-    rows = sorted(iter_examples(version, split=split), key=lambda e: (stable_order(e.event_id, seed), e.event_id))
-    return rows[:limit] if limit is not None else rows
-
-
 def _train(
     config: ResolvedConfig,
     run: StepRun,
@@ -119,52 +107,87 @@ def _train(
     catalogue: Catalogue,
     version: DatasetVersion,
 ) -> TrainingReport:
-    step = config.recipe.train
-    train_rows = select_examples(version, "train", step.max_examples, step.seed)
-    if not train_rows:
+    step, loaded = config.recipe.train, load_base(base)
+    texts = [
+        text_rows(iter_examples(version, split=split), catalogue, most=most, seed=step.seed)
+        for split, most in (("train", step.max_examples), ("validation", step.max_validation_examples))
+    ]
+    if not texts[0]:
         raise TrainingError(
             f"Dataset version {version.name} has no rows in the split train. Build one over a longer window.",
             dataset=version.uri,
         )
-    validation_rows = select_examples(version, "validation", step.max_validation_examples, step.seed)
-    loaded = load_base(base)
-    encoded = [
-        encode_rows(loaded.tokenizer, rows, catalogue, step, split=name)
-        for name, rows in (("train", train_rows), ("validation", validation_rows))
-    ]
-    folder = config.folder / "training" / (run.fingerprint or run.run_id)
 
     def on_step(done: int, total: int, loss: float, tokens_per_second: float) -> None:
         console.progress(done, total, f"train  loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
 
     def on_epoch(metrics: EpochMetrics) -> None:
-        run.log_metrics(
-            {
-                "train_loss": metrics.train_loss,
-                "val_loss": metrics.validation_loss,
-                "learning_rate": metrics.learning_rate,
-                "tokens_per_second": metrics.tokens_per_second,
-            },
-            step=metrics.epoch,
-        )
+        figures = {
+            "train_loss": metrics.train_loss,
+            "val_loss": metrics.validation_loss,
+            "learning_rate": metrics.learning_rate,
+            "tokens_per_second": metrics.tokens_per_second,
+        }
+        run.log_metrics({k: v for k, v in figures.items() if v is not None}, step=metrics.epoch)
 
     report = train(
-        loaded.model, loaded.tokenizer, encoded[0], encoded[1], step, folder, report_epoch=on_epoch, report_step=on_step
+        loaded.model,
+        loaded.tokenizer,
+        texts[0],
+        texts[1],
+        step,
+        config.folder / "training",
+        base_sha256=base.sha256,
+        report_epoch=on_epoch,
+        report_step=on_step,
     )
-    mlflow.log_artifact(str(plot_losses(report.epochs, folder / "loss.png")), "plots")
-    mlflow.log_table([{"event_id": e, "loss": loss} for e, loss in report.worst_validation], "worst_validation.json")
+    mlflow.log_artifact(str(plot_losses(report.epochs, report.adapter_folder.parent / "loss.png")), "plots")
+    worst = {"event_id": [row.event_id for row in report.worst_rows], "loss": [row.loss for row in report.worst_rows]}
+    mlflow.log_table(worst, "worst_validation_rows.json")
     return report
 
 
 def _register(
-    config: ResolvedConfig,
-    run: StepRun,
-    version: DatasetVersion,
-    catalogue: Catalogue,
-    base: BaseFiles,
-    report: TrainingReport,
+    run: StepRun, step: TrainConfig, version: DatasetVersion, catalogue: Catalogue, base: BaseFiles, report: TrainingReport
 ) -> RegisteredVersion:
-    raise NotImplementedError
+    lineage = Lineage(
+        dataset_version=version.name,
+        dataset_digest=version.digest,
+        trained_splits=("train",),
+        params=step.model_dump(mode="json", exclude={"dataset"}) | {"best_epoch": report.best_epoch},
+    )
+    parts = LoraParts(base=base, tokenizer=load_tokenizer(base.folder, base.name), adapter=report.adapter_folder)
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "planner"
+        write_package(package, parts, catalogue, lineage, embed_base=step.embed_base)
+        return register_package(
+            package,
+            catalogue,
+            model_name=step.model_name,
+            key=f"train {run.fingerprint}",
+            tags={
+                "kind": "lora",
+                "policy_id": POLICY,
+                "task": "planner",
+                "model_base": step.model_base,
+                **_dataset_tags(version),
+            },
+            description=_model_card(step, version, base, report),
+        )
+
+
+def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, report: TrainingReport) -> str:
+    best = next(epoch for epoch in report.epochs if epoch.epoch == report.best_epoch)
+    validation = "none" if best.validation_loss is None else f"{best.validation_loss:.4f} nats a target token"
+    return (
+        "Plans a household's week of meals; decoding under the catalogue keeps every constraint.\n\n"
+        f"- base: {base.name} ({base.licence}; {base.source}; sha256 {base.sha256[:16]})\n"
+        f"- data: planner/{version.name}, digest {version.digest}, {report.num_train_rows} rows of the train split\n"
+        f"- LoRA: r {step.lora_r}, alpha {step.lora_alpha:g} on {', '.join(step.target_modules)}; "
+        f"epoch {report.best_epoch} of {step.epochs}, lr {step.lr:g}, batch {step.batch_size}, seed {step.seed}\n"
+        f"- validation loss: {validation}\n"
+        "- limits: proposes only dishes of the catalogue it was registered with; its scores are those of the newest replay"
+    )
 
 
 def _log_params(step: TrainConfig, version: DatasetVersion, base: BaseFiles) -> None:

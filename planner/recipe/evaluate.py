@@ -1,0 +1,296 @@
+"""Step `evaluate`: replay held-out requests with a candidate and a baseline, decide the gate, record the result.
+
+In: a model version, a dataset version, a baseline. Out: rows, report and verdict in the run; a row in
+`exp.offline_replay_results`; on PASS the tag and alias `candidate`. A closed gate is a result, not a failure.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.tracking import MlflowClient
+
+from planner.contracts.errors import ModelError, ReplayError
+from planner.contracts.example import DatasetVersion
+from planner.contracts.gate import SCORES, GateResult, Verdict
+from planner.dataset.database import connect
+from planner.dataset.read import iter_examples, read_catalogue
+from planner.decoding.package import Lineage, load_package, read_lineage, write_package
+from planner.decoding.popular import fit_popular
+from planner.decoding.result import Planner
+from planner.evaluation.config import EvaluateConfig
+from planner.evaluation.gate import Subject, decide, differences, gate_metrics
+from planner.evaluation.replay import Lineage as ReplayLineage
+from planner.evaluation.replay import Replay, replay
+from planner.evaluation.report import write_report
+from planner.evaluation.sample import sample_examples
+from planner.promotion.candidate import mark_candidate
+from planner.promotion.results import fail_replay, record_replay, start_replay
+from planner.recipe.config import ResolvedConfig
+from planner.recipe.console import Console, StepResult
+from planner.recipe.environment import current_database_url
+from planner.recipe.fingerprint import step_fingerprint
+from planner.recipe.lineage import dataset_of, dataset_tags, log_dataset_input
+from planner.recipe.registry import (
+    RegisteredVersion,
+    find_alias,
+    get_version,
+    local_package,
+    newest_trained,
+    read_back,
+    register_package,
+)
+from planner.recipe.tracking import StepRun, message_of
+
+NEEDS_DATABASE = True
+BUILT_IN = "built-in"
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """Who is replayed against whom on what."""
+
+    candidate: RegisteredVersion
+    baseline: RegisteredVersion
+    version: DatasetVersion
+
+
+def fingerprint(config: ResolvedConfig) -> str:
+    """Changes with the step's code, its config, the bytes of both models and of the dataset."""
+    step = config.recipe.evaluate
+    baseline = _named_baseline(step)
+    inputs = {
+        "dataset_digest": dataset_of(config, step.dataset).digest,
+        "candidate": _candidate(step).package_sha256,
+        "baseline": read_back(step.model_name, baseline).package_sha256 if baseline else BUILT_IN,
+    }
+    values = step.model_dump(mode="json", exclude={"dataset", "model_version", "baseline_version", "resume"})
+    return step_fingerprint("evaluate", values, inputs)
+
+
+def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
+    """Replay, decide, report, record."""
+    step = config.recipe.evaluate
+    contest = _contest(config, step)
+    log_dataset_input(contest.version, context="replay")
+    run.set_tags(_tags(step, contest))
+    promote = config.recipe.promote
+    names = {
+        "run_id": run.run_id,
+        "policy": promote.policy,
+        "config_defaults": promote.config_defaults,
+        "model_name": contest.candidate.name,
+        "model_version": contest.candidate.version,
+        "dataset_version": contest.version.name,
+    }
+    with closing(connect(current_database_url())) as connection:
+        start_replay(connection, **names)
+    try:
+        replayed, gate = _replay(config, run, console, contest)
+    except BaseException as error:
+        with closing(connect(current_database_url())) as connection:
+            fail_replay(connection, **names, message=message_of(error) or type(error).__name__)
+        raise
+    with closing(connect(current_database_url())) as connection:
+        record_replay(
+            connection, gate, run_id=run.run_id, policy=promote.policy, config_defaults=promote.config_defaults
+        )
+    if gate.verdict is Verdict.PASS:
+        mark_candidate(MlflowClient(), gate.model_name, gate.model_version)
+    run.set_tags({"verdict": gate.verdict, "trained_on": str(replayed.trained_on).lower()})
+    run.outputs.update(_outputs(contest, replayed, gate))
+
+
+def is_whole(config: ResolvedConfig, outputs: Mapping[str, Any]) -> bool:
+    """Whether both versions are still there with the same hashes."""
+    try:
+        return all(
+            read_back(outputs["model_name"], outputs[f"{who}_version"]).package_sha256 == outputs[f"{who}_sha256"]
+            for who in ("model", "baseline")
+        )
+    except ModelError:
+        return False
+
+
+def tags_of(outputs: Mapping[str, Any]) -> Mapping[str, object]:
+    """Data, models and verdict."""
+    names = ("model_name", "model_version", "baseline_version", "verdict")
+    return {**dataset_tags(outputs), **{name: outputs.get(name) for name in names}}
+
+
+def result_of(outputs: Mapping[str, Any], *, seconds: float) -> StepResult:
+    """Rows replayed, and the verdict."""
+    return StepResult(
+        "evaluate", outputs["rows_in"], outputs["rows_out"], seconds, "replay/report.html", outputs["verdict"]
+    )
+
+
+def next_command(outputs: Mapping[str, Any]) -> str | None:
+    """Promote it, or look at why not."""
+    if outputs["verdict"] == Verdict.PASS:
+        return (
+            f"mlflow run . -e promote -P model_name={outputs['model_name']} -P model_version={outputs['model_version']}"
+        )
+    return "mlflow ui   (open replay/report.html in the run of this step)"
+
+
+def _contest(config: ResolvedConfig, step: EvaluateConfig) -> _Contest:
+    version, candidate = dataset_of(config, step.dataset), _candidate(step)
+    number = _named_baseline(step)
+    if number == candidate.version:
+        raise ReplayError(
+            f"Version {number} of {step.model_name} is both candidate and baseline. Give another baseline_version.",
+            version=number,
+        )
+    baseline = read_back(step.model_name, number) if number else _built_in_baseline(step.model_name, version)
+    return _Contest(candidate, baseline, version)
+
+
+def _candidate(step: EvaluateConfig) -> RegisteredVersion:
+    number = step.model_version or newest_trained(step.model_name).version
+    return read_back(step.model_name, number)
+
+
+def _named_baseline(step: EvaluateConfig) -> str | None:
+    """The version given, else the one in production; None means the built-in planner."""
+    if step.baseline_version is not None:
+        return str(get_version(step.model_name, step.baseline_version).version)
+    return find_alias(step.model_name, "production")
+
+
+def _built_in_baseline(model_name: str, version: DatasetVersion) -> RegisteredVersion:
+    """The planner of the most often accepted recipes of the training split, registered like any version."""
+    catalogue = read_catalogue(version)
+    planner = fit_popular(iter_examples(version, split="train"), catalogue)
+    lineage = Lineage(version.name, version.digest, ("train",), {"kind": "popular"})
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "planner"
+        sha256 = write_package(package, planner, catalogue, lineage)
+        return register_package(
+            package,
+            catalogue,
+            model_name=model_name,
+            key=f"popular {sha256}",
+            tags={"kind": "popular", "dataset_version": version.name, "dataset_digest": version.digest},
+            description="Built-in baseline: the most often accepted allowed recipes of the training split.",
+        )
+
+
+def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Contest) -> tuple[Replay, GateResult]:
+    step, version = config.recipe.evaluate, contest.version
+    catalogue = read_catalogue(version)
+    console.progress(0, None, "load the models")
+    packages = {who: local_package(step.model_name, v.version) for who, v in _both(contest).items()}
+    planners: dict[str, Planner] = {who: load_package(path) for who, path in packages.items()}
+    lineages = {who: _lineage(path, step.split) for who, path in packages.items()}
+    sample = list(sample_examples(iter_examples(version, split=step.split), step.sample_size, seed=step.seed))
+    folder = config.folder / "replay" / (run.fingerprint or run.run_id)
+    replayed = replay(
+        planners["candidate"],
+        planners["baseline"],
+        sample,
+        catalogue=catalogue,
+        folder=folder,
+        split=step.split,
+        identity={
+            "candidate": contest.candidate.package_sha256,
+            "baseline": contest.baseline.package_sha256,
+            "dataset": version.digest,
+        },
+        lineage=lineages["candidate"],
+        baseline_lineage=lineages["baseline"],
+        allow_trained_rows=step.asks_for_training_rows,
+        max_catalogue_difference=step.max_catalogue_difference,
+        batch_size=step.batch_size,
+        resume=step.resume,
+        total=len(sample),
+        progress=console.progress,
+    )
+    names = (step.model_name, contest.candidate.version, contest.baseline.version, version.name, version.digest)
+    rows = replayed.read_rows()
+    gate = decide(
+        rows, Subject(*names, step.split), trained_on=replayed.trained_on, min_households=step.min_households
+    )
+    lineage = {"run": run.run_id, "dataset": version.uri, "digest": version.digest, "base": _base_of(contest)}
+    report = write_report(folder, replayed, gate, catalogue, lineage=lineage, exclusions=_exclusions(version))
+    run.log_metrics({**replayed.metrics(), **gate_metrics(gate), **_difference_metrics(replayed)})
+    for path in (replayed.rows_path, report.html, *report.plots):
+        mlflow.log_artifact(str(path), "replay")
+    return replayed, gate
+
+
+def _lineage(package: Path, split: str) -> ReplayLineage:
+    """On what a model was trained, as far as the replayed split goes; a model that names no split is known to nobody."""
+    known = read_lineage(package)
+    if not known.trained_splits:
+        return ReplayLineage(known.dataset_digest, None)
+    return ReplayLineage(known.dataset_digest, split if split in known.trained_splits else known.trained_splits[0])
+
+
+def _both(contest: _Contest) -> dict[str, RegisteredVersion]:
+    return {"candidate": contest.candidate, "baseline": contest.baseline}
+
+
+def _base_of(contest: _Contest) -> str:
+    return contest.candidate.tags.get("model_base", "")
+
+
+def _exclusions(version: DatasetVersion) -> dict[str, int]:
+    found = version.manifest.get("exclusions", {})
+    return {str(reason): int(count) for reason, count in found.items()}
+
+
+def _difference_metrics(replayed: Replay) -> dict[str, float]:
+    figures, rows = {}, replayed.read_rows()
+    for other in ("baseline", "previous", "logged"):
+        for name, estimate in differences(rows, prefix=f"{other}_").items():
+            figures[f"{name}_minus_{other}"] = estimate.mean
+            if estimate.interval is not None:
+                figures[f"{name}_minus_{other}_low"], figures[f"{name}_minus_{other}_high"] = estimate.interval
+    return figures
+
+
+def _tags(step: EvaluateConfig, contest: _Contest) -> dict[str, object]:
+    return {
+        "evaluation_type": "offline_replay",
+        "model_name": contest.candidate.name,
+        "model_version": contest.candidate.version,
+        "baseline_version": contest.baseline.version,
+        "dataset_version": contest.version.name,
+        "dataset_digest": contest.version.digest,
+        "split": step.split,
+    }
+
+
+def _outputs(contest: _Contest, replayed: Replay, gate: GateResult) -> dict[str, Any]:
+    return {
+        "dataset": contest.version.uri,
+        "dataset_version": contest.version.name,
+        "dataset_digest": contest.version.digest,
+        "model_name": gate.model_name,
+        "model_version": gate.model_version,
+        "model_sha256": contest.candidate.package_sha256,
+        "baseline_version": gate.baseline_version,
+        "baseline_sha256": contest.baseline.package_sha256,
+        "verdict": str(gate.verdict),
+        "trained_on": replayed.trained_on,
+        "rows_in": replayed.num_rows,
+        "rows_out": replayed.num_rows,
+        "lines": _lines(gate),
+    }
+
+
+def _lines(gate: GateResult) -> list[str]:
+    width = max(len(name) for name in SCORES)
+    lines = ["", f"{'score':<{width}}  candidate  baseline"]
+    lines += [f"{n:<{width}}  {gate.scores[n]:9.4f}  {gate.baseline_scores[n]:8.4f}" for n in SCORES if n in gate.scores]
+    lines += ["", f"Gate: {gate.verdict} for {gate.model_name} version {gate.model_version}"]
+    return lines + [f"  - {reason}" for reason in gate.reasons]
+
+
