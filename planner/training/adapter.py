@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 from planner.contracts.errors import TrainingError
 from planner.training.config import TrainConfig
 
+_LOGIT_OPTIONS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+
 
 @contextmanager
 def adapted(model: PreTrainedModel, config: TrainConfig) -> Iterator[PeftModel]:
@@ -30,9 +32,11 @@ def adapted(model: PreTrainedModel, config: TrainConfig) -> Iterator[PeftModel]:
     they were, and stay frozen.
 
     Raises:
-        TrainingError: the base lacks one of the target modules; names it and what there is.
+        TrainingError: the base lacks one of the target modules (names it and what there is), or does more to its
+            logits than one matrix.
     """
     _check_modules(model, config.target_modules)
+    _check_head(model)
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -98,4 +102,17 @@ def _check_modules(model: PreTrainedModel, wanted: tuple[str, ...]) -> None:
             f"it has {', '.join(sorted(linear)) or 'none'}. "
             "Set train.target_modules, or take another train.model_base.",
             missing=tuple(missing),
+        )
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    """The loss applies the head's matrix itself; a base that does more to its logits would be trained wrongly."""
+    head = model.get_output_embeddings()
+    scaled = [name for name in _LOGIT_OPTIONS if getattr(model.config, name, None) not in (None, 1)]
+    if not isinstance(head, nn.Linear) or head.bias is not None or scaled:
+        raise TrainingError(
+            f"The base model ({model.config.model_type}) changes its logits behind the output matrix "
+            f"({', '.join(scaled) or 'a bias or no plain linear head'}), which the loss does not know. "
+            "Take another train.model_base, such as one of the llama family.",
+            options=tuple(scaled),
         )

@@ -273,6 +273,16 @@ def test_base_without_the_target_modules_is_refused_by_name(model, tokenizer, te
         run(model, tokenizer, texts, config, tmp_path)
 
 
+@pytest.mark.parametrize("change", ["softcap", "bias"])
+def test_base_that_changes_its_logits_is_refused(model, tokenizer, texts, config, tmp_path, change):
+    if change == "softcap":
+        model.config.final_logit_softcapping = 30.0
+    else:
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.out_features))
+    with pytest.raises(TrainingError, match="changes its logits behind the output matrix"):
+        run(model, tokenizer, texts, config, tmp_path)
+
+
 def test_full_disk_at_a_checkpoint_is_one_clear_line_and_the_run_goes_on_later(
     model, tokenizer, texts, config, tmp_path, monkeypatch
 ):
