@@ -71,6 +71,7 @@ def build_dataset(
     config: DatasetConfig,
     *,
     progress: Progress | None = None,
+    cache: Path | None = None,
     at_boundary: Callable[[str], None] = lambda name: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> BuildReport:
@@ -80,6 +81,7 @@ def build_dataset(
         url: the database; read in one snapshot, never written to.
         config: the window, the place and the checks.
         progress: told rows done, rows in all, and what is being done.
+        cache: for versions on S3: where they are built and kept by `open_version`.
         at_boundary: told the name of each step after it was written; for tests that kill the build there.
         now: the clock of `created_at`.
 
@@ -92,9 +94,10 @@ def build_dataset(
     began = time.monotonic()
     root = config.datasets.rstrip("/") or "/"
     uri = f"{root}/planner/{config.version}" if s3.is_s3(root) else str(_local(root, config.version))
-    with _workplace(root, config.version) as folder:
+    cache = cache or versions.DEFAULT_CACHE
+    with _workplace(root, config.version, cache) as folder:
         content = _write_content(url, config, folder, progress or _silent, at_boundary, now)
-        version, unchanged = _publish(folder, uri, content.manifest, at_boundary)
+        version, unchanged = _publish(folder, uri, content.manifest, at_boundary, cache)
     return BuildReport(
         version=version,
         num_rows=content.profile.num_rows,
@@ -118,11 +121,11 @@ def _local(root: str, version: str) -> Path:
 
 
 @contextlib.contextmanager
-def _workplace(root: str, version: str) -> Iterator[Path]:
+def _workplace(root: str, version: str, cache: Path) -> Iterator[Path]:
     """A working folder, after a look whether the version could be written at all."""
     if s3.is_s3(root):
         s3.probe(f"{root}/planner")
-        parent = versions.DEFAULT_CACHE / "building"
+        parent = cache / "building"
     else:
         parent = _local(root, version).parent
         target = parent / version
@@ -207,13 +210,14 @@ def _write_content(
 
 
 def _publish(
-    folder: Path, uri: str, manifest: Mapping[str, Any], at_boundary: Callable[[str], None]
+    folder: Path, uri: str, manifest: Mapping[str, Any], at_boundary: Callable[[str], None], cache: Path
 ) -> tuple[DatasetVersion, bool]:
     """Publish the folder, or compare it with the version that is there."""
     if s3.is_s3(uri):
-        if s3.read_manifest(uri) is None and s3.publish(folder, uri, manifest, _json):
-            return versions.open_version(uri), False
-        return _same_as_existing(uri, manifest), True
+        if s3.read_manifest(uri) is None and s3.publish(folder, uri, manifest, _json, at_boundary):
+            at_boundary("published")
+            return versions.open_version(uri, cache=cache), False
+        return _same_as_existing(uri, manifest, cache), True
     target = Path(uri)
     if not target.exists():
         (folder / versions.MANIFEST).write_bytes(_json(manifest))
@@ -221,11 +225,11 @@ def _publish(
         if publish.publish_folder(folder, target):
             at_boundary("published")
             return versions.verify_folder(target, uri=uri), False
-    return _same_as_existing(uri, manifest), True
+    return _same_as_existing(uri, manifest, cache), True
 
 
-def _same_as_existing(uri: str, manifest: Mapping[str, Any]) -> DatasetVersion:
-    existing = versions.open_version(uri)
+def _same_as_existing(uri: str, manifest: Mapping[str, Any], cache: Path) -> DatasetVersion:
+    existing = versions.open_version(uri, cache=cache)
     if existing.digest != manifest["digest"]:
         changed = [
             f"{name} {existing.manifest['parameters'].get(name)} then, {value} now"

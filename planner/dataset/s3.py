@@ -70,7 +70,13 @@ def read_manifest(uri: str) -> bytes | None:
         return _get(_client(), bucket, f"{prefix}/{_MANIFEST}")
 
 
-def publish(folder: Path, uri: str, manifest: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes]) -> bool:
+def publish(
+    folder: Path,
+    uri: str,
+    manifest: Mapping[str, Any],
+    encode: Callable[[Mapping[str, Any]], bytes],
+    at_boundary: Callable[[str], None],
+) -> bool:
     """Put the files of `folder` and then the manifest; False where another builder's manifest was there first.
 
     `folder` and the manifest take over the other files of an unfinished build of the same rows.
@@ -85,6 +91,7 @@ def publish(folder: Path, uri: str, manifest: Mapping[str, Any], encode: Callabl
                 (folder / name).write_bytes(adopted)
                 final["created_at"] = json.loads(adopted)["created_at"]
                 final["files"][name] = {"sha256": _sha256(adopted), "size": len(adopted)}
+            at_boundary(f"put {name}")
         return _put_new(client, bucket, f"{prefix}/{_MANIFEST}", encode(final), "")
 
 

@@ -1,0 +1,192 @@
+"""Versions on local disk: whole or not at all, never changed, and opened only when every byte is right."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from planner.contracts.errors import DatasetCheckError, DatasetError
+from planner.dataset import publish, versions
+from planner.dataset.build import build_dataset
+from planner.dataset.read import iter_examples, read_catalogue
+from planner.dataset.versions import open_version
+from tests.dataset import small
+
+PROJECT = Path(__file__).resolve().parents[2]
+KILLED = """
+import os, signal, sys
+from planner.dataset.build import build_dataset
+from tests.dataset import small
+def kill(name):
+    if name == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+build_dataset(sys.argv[1], small.config(sys.argv[2]), at_boundary=kill)
+"""
+
+
+@pytest.fixture
+def filled(database_url: str) -> str:
+    small.fill(database_url)
+    return database_url
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "planner").glob(".*") if path.name != ".builders.lock")
+
+
+def test_version_has_its_files_and_reads_back(filled: str, tmp_path: Path) -> None:
+    report = build_dataset(filled, small.config(tmp_path))
+    assert report.num_rows == small.ROWS == report.num_plans_seen and report.num_households == 12
+    folder = tmp_path / "planner" / "v1"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*versions.FILES, versions.MANIFEST])
+    version = open_version(str(folder))
+    assert version == report.version and version.uri == str(folder)
+    examples = list(iter_examples(version))
+    assert len(examples) == small.ROWS and len(read_catalogue(version).recipes) == 8
+    splits = {split: len(list(iter_examples(version, split=split))) for split in report.rows_by_split}
+    assert splits == dict(report.rows_by_split) and sum(splits.values()) == small.ROWS
+    with pytest.raises(DatasetError, match="no split 'dev'"):
+        next(iter_examples(version, split="dev"))
+    described = json.loads((folder / "schema.json").read_text())
+    assert described["version"] == "v1" and described["created_at"].endswith("Z")
+    household = described["fields"][0]["children"][0]["children"]
+    assert [field["name"] for field in household if field.get("point_in_time") is False] == [
+        "size", "preferences", "restrictions",
+    ]  # fmt: skip
+    summary = (folder / "dataset_summary.md").read_text()
+    for part in ("**Rows**: 48", "Households: 12", "plan-first", "not_generated", "event_ids_unique", "Split `test`"):
+        assert part in summary
+
+
+def test_same_rows_are_unchanged_and_other_rows_are_refused(filled: str, tmp_path: Path) -> None:
+    first = build_dataset(filled, small.config(tmp_path))
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "planner" / "v1").iterdir()}
+    again = build_dataset(filled, small.config(tmp_path))
+    assert again.unchanged and not first.unchanged and again.version == first.version
+    small.run(filled, "DELETE FROM exp.events WHERE unit_id = 'home-3'")
+    with pytest.raises(DatasetError, match="48 rows and digest .* then, 44 rows and digest") as caught:
+        build_dataset(filled, small.config(tmp_path))
+    assert first.version.digest in str(caught.value) and "\n" not in str(caught.value)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "planner" / "v1").iterdir()} == stamps
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [*versions.FILES, versions.MANIFEST])
+def test_missing_or_changed_file_is_named(filled: str, tmp_path: Path, name: str) -> None:
+    build_dataset(filled, small.config(tmp_path / "a"))
+    folder = tmp_path / "a" / "planner" / "v1"
+    content = (folder / name).read_bytes()
+    for position in range(0, len(content), max(1, len(content) // 6)):
+        flipped = bytearray(content)
+        flipped[position] ^= 4
+        (folder / name).write_bytes(flipped)
+        if name == versions.MANIFEST and json_still_means_the_same(bytes(flipped), content):
+            continue
+        with pytest.raises(DatasetError, match=name if name != versions.MANIFEST else "changed|damaged"):
+            open_version(str(folder))
+        with pytest.raises(DatasetError):
+            build_dataset(filled, small.config(tmp_path / "a"))
+    (folder / name).unlink()
+    with pytest.raises(DatasetError, match=f"incomplete: {name} is missing"):
+        open_version(str(folder))
+
+
+def json_still_means_the_same(one: bytes, other: bytes) -> bool:
+    """A flip in white space or in a parameter leaves the files as they were recorded."""
+    try:
+        parts = [json.loads(content) for content in (one, other)]
+        return len({json.dumps([part["files"], part["digest"], part["format"]]) for part in parts}) == 1
+    except (ValueError, KeyError):
+        return False
+
+
+def test_missing_folder_says_how_to_build_it(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="There is no dataset at .*build_dataset"):
+        open_version(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("boundary", [*versions.FILES, versions.MANIFEST, "published"])
+def test_killed_build_leaves_nothing_or_a_whole_version(filled: str, tmp_path: Path, boundary: str) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, filled, str(tmp_path), boundary], cwd=PROJECT, check=False)
+    assert killed.returncode == -9
+    if boundary == "published":
+        assert open_version(str(tmp_path / "planner" / "v1")).num_rows == small.ROWS
+    else:
+        with pytest.raises(DatasetError):
+            open_version(str(tmp_path / "planner" / "v1"))
+        assert hidden(tmp_path) != []
+    digest = build_dataset(filled, small.config(tmp_path)).version.digest
+    assert hidden(tmp_path) == []
+    assert build_dataset(filled, small.config(tmp_path / "clean")).version.digest == digest
+
+
+def test_a_living_builder_keeps_its_folder(filled: str, tmp_path: Path) -> None:
+    with publish.working_folder(tmp_path / "planner", "v1") as living:
+        (living / "training.parquet").write_bytes(b"half")
+        report = build_dataset(filled, small.config(tmp_path))
+        assert (living / "training.parquet").read_bytes() == b"half"
+        assert not publish.publish_folder(living, report.version.training_path.parent)
+    assert hidden(tmp_path) == [] and open_version(report.version.uri) == report.version
+
+
+def test_failing_check_publishes_nothing_unless_it_is_a_warning(filled: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetCheckError, match="min_rows: 48 rows, at least 100 wanted"):
+        build_dataset(filled, small.config(tmp_path, min_rows=100))
+    assert list((tmp_path / "planner").glob("[!.]*")) == [] and hidden(tmp_path) == []
+    report = build_dataset(filled, small.config(tmp_path, min_rows=100, checks={"min_rows": "warn"}))
+    assert [check.name for check in report.checks if not check.passed] == ["min_rows"]
+    assert "| min_rows | warning |" in (report.version.training_path.parent / "dataset_summary.md").read_text()
+
+
+def test_too_many_exclusions_fail_and_are_counted(filled: str, tmp_path: Path) -> None:
+    small.run(filled, "DELETE FROM households WHERE id = 'home-1'")
+    small.run(filled, "UPDATE exp.events SET payload = 'null' WHERE unit_id = 'home-2' AND event_type = 'plan_generated'")
+    with pytest.raises(DatasetCheckError, match="8 of 48 .*not_generated 4, unknown_household 4"):
+        build_dataset(filled, small.config(tmp_path))
+    report = build_dataset(filled, small.config(tmp_path, max_excluded_share=0.2))
+    assert report.num_rows == 40 and report.exclusions["not_generated"] == 4
+    assert list(report.notes.values()) == [4]
+
+
+def test_empty_window_names_the_range_that_there_is(filled: str, tmp_path: Path) -> None:
+    window = {"start_date": "2020-01-01", "end_date": "2020-02-01"}
+    with pytest.raises(DatasetError, match="exist from 2025-01-04 to 2025-01-07"):
+        build_dataset(filled, small.config(tmp_path, **window))
+    small.run(filled, "TRUNCATE exp.events")
+    with pytest.raises(DatasetError, match="no accepted plans at all"):
+        build_dataset(filled, small.config(tmp_path, **window))
+
+
+def test_place_that_cannot_be_written_is_named_before_the_work(filled: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match="datasets folder .*/file/planner cannot be written"):
+        build_dataset("postgresql://nobody@/nowhere?host=/nonexistent", small.config(tmp_path / "file"))
+    (tmp_path / "planner").mkdir()
+    (tmp_path / "planner" / "v1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match="in the way"):
+        build_dataset(filled, small.config(tmp_path))
+
+
+def test_full_disk_is_a_clear_error_and_leaves_nothing(
+    filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("planner.dataset.build.write_training", full)
+    with pytest.raises(DatasetError, match=f"{tmp_path}/planner cannot be written: No space left"):
+        build_dataset(filled, small.config(tmp_path))
+    assert hidden(tmp_path) == []
+
+
+def test_version_can_be_moved(filled: str, tmp_path: Path) -> None:
+    report = build_dataset(filled, small.config(tmp_path))
+    shutil.move(tmp_path / "planner" / "v1", tmp_path / "elsewhere")
+    assert open_version(str(tmp_path / "elsewhere")).digest == report.version.digest
