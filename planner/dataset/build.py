@@ -7,7 +7,6 @@ function of the database's state and the config alone; nothing is written to the
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -197,8 +196,8 @@ def _write_content(
     }
     texts = {
         versions.SUMMARY: summary.encode(),
-        versions.CHECKS: _json({"checks": [check.to_dict() for check in checks]}),
-        versions.SCHEMA: _json(described),
+        versions.CHECKS: versions.encode_json({"checks": [check.to_dict() for check in checks]}),
+        versions.SCHEMA: versions.encode_json(described),
     }
     for name, text in texts.items():
         (folder / name).write_bytes(text)
@@ -214,13 +213,13 @@ def _publish(
 ) -> tuple[DatasetVersion, bool]:
     """Publish the folder, or compare it with the version that is there."""
     if s3.is_s3(uri):
-        if s3.read_manifest(uri) is None and s3.publish(folder, uri, manifest, _json, at_boundary):
+        if s3.read_manifest(uri) is None and s3.publish(folder, uri, manifest, _seal, at_boundary):
             at_boundary("published")
             return versions.open_version(uri, cache=cache), False
         return _same_as_existing(uri, manifest, cache), True
     target = Path(uri)
     if not target.exists():
-        (folder / versions.MANIFEST).write_bytes(_json(manifest))
+        (folder / versions.MANIFEST).write_bytes(versions.encode_json(manifest))
         at_boundary(versions.MANIFEST)
         if publish.publish_folder(folder, target):
             at_boundary("published")
@@ -272,5 +271,5 @@ def _parameters(config: DatasetConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"datasets", "date"})
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode()
+def _seal(manifest: Mapping[str, Any]) -> bytes:
+    return versions.encode_json(versions.sealed(manifest))

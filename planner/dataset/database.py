@@ -85,9 +85,8 @@ def create_schema(connection: Connection) -> None:
 
 def masked(url: str) -> str:
     """The address without anything secret: `postgresql://user@host:port/database`."""
-    try:
-        parts = parse_dsn(url)
-    except psycopg2.Error:
+    parts = _read(url)
+    if parts is None:
         return "(a database URL that cannot be read)"
     user = f"{parts['user']}@" if parts.get("user") else ""
     place = parts.get("host") or parts.get("hostaddr") or ""
@@ -137,14 +136,25 @@ def _parts(url: str) -> dict[str, str]:
         raise DatabaseError(
             f"A database URL starts with postgresql://, not {scheme[:40]}://. Correct PLANNER_DATABASE_URL."
         )
-    try:
-        return dict(parse_dsn(url))
-    except psycopg2.Error:
-        # libpq's own message quotes the part that it could not read, and that may be the password.
+    parts = _read(url)
+    if parts is None:
         raise DatabaseError(
             "The database URL cannot be read. Write postgresql://user:password@host:5432/database with special "
             "characters of the password percent-encoded (@ is %40, / is %2F)."
-        ) from None
+        )
+    return parts
+
+
+def _read(url: str) -> dict[str, str] | None:
+    """The URL's parts, or None: libpq's own message quotes what it could not read, and that may be the password."""
+    try:
+        parts = dict(parse_dsn(url))
+    except psycopg2.Error:
+        return None
+    # A password with a bare @ or / is read as a piece of the host, the port or the database.
+    ports = parts.get("port", "").replace(",", "")
+    misread = (ports and not ports.isdigit()) or "@" in parts.get("host", "")[1:] or "@" in parts.get("dbname", "")
+    return None if misread else parts
 
 
 def _connect_error(url: str, parts: Mapping[str, str], error: psycopg2.Error) -> DatabaseError:

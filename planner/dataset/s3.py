@@ -74,7 +74,7 @@ def publish(
     folder: Path,
     uri: str,
     manifest: Mapping[str, Any],
-    encode: Callable[[Mapping[str, Any]], bytes],
+    seal: Callable[[Mapping[str, Any]], bytes],
     at_boundary: Callable[[str], None],
 ) -> bool:
     """Put the files of `folder` and then the manifest; False where another builder's manifest was there first.
@@ -92,7 +92,7 @@ def publish(
                 final["created_at"] = json.loads(adopted)["created_at"]
                 final["files"][name] = {"sha256": _sha256(adopted), "size": len(adopted)}
             at_boundary(f"put {name}")
-        return _put_new(client, bucket, f"{prefix}/{_MANIFEST}", encode(final), "")
+        return _put_new(client, bucket, f"{prefix}/{_MANIFEST}", seal(final), "")
 
 
 def fetch_version(uri: str, cache: Path, *, verify: Callable[..., DatasetVersion]) -> DatasetVersion:

@@ -21,6 +21,7 @@ SUMMARY, CHECKS, MANIFEST = "dataset_summary.md", "checks.json", "manifest.json"
 FILES = (TRAINING, RECIPES, SCHEMA, SUMMARY, CHECKS)
 FORMAT = 1
 DIGEST_DIGITS = 32
+_SEAL = "sha256"
 DEFAULT_CACHE = Path.home() / ".cache" / "planner" / "datasets"
 _REBUILD = "Build it again under another name (build_dataset.date), or fetch it again."
 
@@ -71,15 +72,28 @@ def make_manifest(
 ) -> dict[str, Any]:
     """The manifest of the finished files in `folder`; byte for byte the same for the same files and arguments."""
     files = {name: {"sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size} for name in FILES}
-    return {
-        "format": FORMAT,
-        "version": version,
-        "digest": str(files[TRAINING]["sha256"])[:DIGEST_DIGITS],
-        "rows": rows,
-        "created_at": created_at,
-        "parameters": dict(parameters),
-        "files": files,
-    }
+    return sealed(
+        {
+            "format": FORMAT,
+            "version": version,
+            "digest": str(files[TRAINING]["sha256"])[:DIGEST_DIGITS],
+            "rows": rows,
+            "created_at": created_at,
+            "parameters": dict(parameters),
+            "files": files,
+        }
+    )
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the SHA-256 of its other members, so that a change of any of them is noticed."""
+    rest = {name: value for name, value in manifest.items() if name != _SEAL}
+    return {**rest, _SEAL: hashlib.sha256(encode_json(rest)).hexdigest()}
+
+
+def encode_json(value: Mapping[str, Any]) -> bytes:
+    """The one way in which the JSON files of a version are written."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def parse_manifest(content: bytes, uri: str) -> dict[str, Any]:
@@ -94,6 +108,7 @@ def parse_manifest(content: bytes, uri: str) -> dict[str, Any]:
         assert NAME.fullmatch(manifest["version"]) and set(manifest["files"]) == set(FILES)
         assert all(set(entry) == {"sha256", "size"} for entry in manifest["files"].values())
         assert manifest["digest"] == manifest["files"][TRAINING]["sha256"][:DIGEST_DIGITS]
+        assert encode_json(sealed(manifest)) == content
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
         raise DatasetError(
             f"The dataset at {uri} is damaged: {MANIFEST} is not what a build writes. {_REBUILD}",

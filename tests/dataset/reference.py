@@ -32,8 +32,9 @@ def build(tables: dict[str, list[Row]], start: dt.date, end: dt.date) -> tuple[l
         key = (event["unit_id"], event["plan_id"])
         if event["event_type"] == "plan_accepted" and event["timestamp"] >= start_at and key not in accepted_plans:
             accepted_plans.append(key)
-    rows, exclusions = [], dict.fromkeys(
-        ["not_generated", "accepted_before_generated", "unknown_household", "invalid_plan"], 0
+    rows, exclusions = (
+        [],
+        dict.fromkeys(["not_generated", "accepted_before_generated", "unknown_household", "invalid_plan"], 0),
     )
     for household_id, plan_id in accepted_plans:
         row = one(tables, events, household_id, plan_id)

@@ -87,24 +87,13 @@ def test_missing_or_changed_file_is_named(filled: str, tmp_path: Path, name: str
         flipped = bytearray(content)
         flipped[position] ^= 4
         (folder / name).write_bytes(flipped)
-        if name == versions.MANIFEST and json_still_means_the_same(bytes(flipped), content):
-            continue
-        with pytest.raises(DatasetError, match=name if name != versions.MANIFEST else "changed|damaged"):
+        with pytest.raises(DatasetError, match=name):
             open_version(str(folder))
         with pytest.raises(DatasetError):
             build_dataset(filled, small.config(tmp_path / "a"))
     (folder / name).unlink()
     with pytest.raises(DatasetError, match=f"incomplete: {name} is missing"):
         open_version(str(folder))
-
-
-def json_still_means_the_same(one: bytes, other: bytes) -> bool:
-    """A flip in white space or in a parameter leaves the files as they were recorded."""
-    try:
-        parts = [json.loads(content) for content in (one, other)]
-        return len({json.dumps([part["files"], part["digest"], part["format"]]) for part in parts}) == 1
-    except (ValueError, KeyError):
-        return False
 
 
 def test_missing_folder_says_how_to_build_it(tmp_path: Path) -> None:
@@ -147,7 +136,8 @@ def test_failing_check_publishes_nothing_unless_it_is_a_warning(filled: str, tmp
 
 def test_too_many_exclusions_fail_and_are_counted(filled: str, tmp_path: Path) -> None:
     small.run(filled, "DELETE FROM households WHERE id = 'home-1'")
-    small.run(filled, "UPDATE exp.events SET payload = 'null' WHERE unit_id = 'home-2' AND event_type = 'plan_generated'")
+    lost = "unit_id = 'home-2' AND event_type = 'plan_generated'"
+    small.run(filled, f"UPDATE exp.events SET payload = 'null' WHERE {lost}")
     with pytest.raises(DatasetCheckError, match="8 of 48 .*not_generated 4, unknown_household 4"):
         build_dataset(filled, small.config(tmp_path))
     report = build_dataset(filled, small.config(tmp_path, max_excluded_share=0.2))

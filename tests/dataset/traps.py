@@ -24,7 +24,8 @@ RECIPES = [f"r{i}" for i in range(6)] + ['r"7', "r\n8"]
 BAD_PLANS = [
     "null", "[]", "3", '"text"', "{}", '{"meals": null}', '{"meals": []}', '{"meals": {}}', '{"meals": [null]}',
     '{"meals": [{"day": "Monday", "recipe_id": "r1", "servings": 2}]}',
-    '{"meals": [{"day": "monday", "recipe_id": "r1", "servings": 2}, {"day": "monday", "recipe_id": "r2", "servings": 2}]}',
+    '{"meals": [{"day": "monday", "recipe_id": "r1", "servings": 2}, '
+    '{"day": "monday", "recipe_id": "r2", "servings": 2}]}',
     '{"meals": [{"day": "monday", "recipe_id": "gone", "servings": 2}]}',
     '{"meals": [{"day": "monday", "recipe_id": 1, "servings": 2}]}',
     '{"meals": [{"recipe_id": "r1", "servings": 2}]}',
@@ -36,7 +37,8 @@ BAD_PLANS = [
 ODD_PLANS = [
     '{"meals": [{"day": "friday", "recipe_id": "r1", "servings": 2.0}]}',
     '{"meals": [{"day": "friday", "recipe_id": "r1", "servings": 1e2, "note": {"deep": [1]}}], "more": 1}',
-    '{"meals": [{"day": "sunday", "recipe_id": "r2", "servings": 2147483647}, {"day": "monday", "recipe_id": "r2", "servings": 1}]}',
+    '{"meals": [{"day": "sunday", "recipe_id": "r2", "servings": 2147483647}, '
+    '{"day": "monday", "recipe_id": "r2", "servings": 1}]}',
 ]
 BAD_PAYLOADS = [None, "null", "[]", '"p1"', "1", "{}", '{"plan_id": null}', '{"plan_id": 1}', '{"plan_id": ["p1"]}']
 QUANTITIES = [
@@ -50,7 +52,17 @@ CONTEXTS = [
     '{"workflow_type": 5, "mode": ["x"], "policy_version_id": {"a": 1}}', '{"workflow_type": "own", "mode": ""}',
     '{"policy_version_id": "v\\"2\\n"}',
 ]  # fmt: skip
-BUDGETS = [None, "0", "100.10", "NaN", "Infinity", "-Infinity", "1e400", "0.1", "12345678901234567890.12345678901234567"]
+BUDGETS = [
+    None,
+    "0",
+    "100.10",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e400",
+    "0.1",
+    "12345678901234567890.12345678901234567",
+]
 UNITS = [None, "kg", "line\nbreak"]
 ARRAYS = [None, [], ["a"], [None, "b", None], ["shellfish", 'quo"te', "NULL", "{", "back\\slash", "🍅"]]
 
@@ -85,7 +97,9 @@ def trap_database(seed: int) -> dict[str, list[Row]]:
                 members["plan"] = plan()
         else:
             members |= {
-                name: rng.choice(['"monday"', '"Funday"', "null", "3", "2.0", '"r1"', json.dumps(rng.choice(NAMES)), "{}"])
+                name: rng.choice(
+                    ['"monday"', '"Funday"', "null", "3", "2.0", '"r1"', json.dumps(rng.choice(NAMES)), "{}"]
+                )
                 for name in ("day", "from", "to", "recipe_id", "servings")
                 if rng.random() < 0.9
             }
