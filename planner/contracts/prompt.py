@@ -28,7 +28,7 @@ DAY_LABELS = tuple(day[:3].capitalize() for day in WEEKDAYS)
 LABEL_OF_DAY = dict(zip(WEEKDAYS, DAY_LABELS, strict=True))
 DAY_OF_LABEL = dict(zip(DAY_LABELS, WEEKDAYS, strict=True))
 DEFAULT_SERVINGS = 2  # of a household of unknown size
-MAX_PANTRY_ITEMS = 24  # named in the text; the rest is counted there, never dropped in silence
+MAX_PANTRY_ITEMS = 16  # named in the text; the rest is counted there, never dropped in silence
 MAX_TEXT = 60  # characters of one free text (a pantry item, a preference) that are shown
 _LINE = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun): (.+?)(?: x([1-9][0-9]*))?")
 

@@ -25,7 +25,8 @@ from planner.decoding.package import Lineage, load_package, read_lineage, write_
 from planner.decoding.popular import fit_popular
 from planner.decoding.result import Planner
 from planner.evaluation.config import EvaluateConfig
-from planner.evaluation.gate import Subject, decide, differences, gate_metrics
+from planner.evaluation.figures import difference_metrics
+from planner.evaluation.gate import Subject, decide, gate_metrics
 from planner.evaluation.replay import Lineage as ReplayLineage
 from planner.evaluation.replay import Replay, replay
 from planner.evaluation.report import write_report
@@ -219,7 +220,7 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
     )
     lineage = {"run": run.run_id, "dataset": version.uri, "digest": version.digest, "base": _base_of(contest)}
     report = write_report(folder, replayed, gate, catalogue, lineage=lineage, exclusions=_exclusions(version))
-    run.log_metrics({**replayed.metrics(), **gate_metrics(gate), **_difference_metrics(replayed)})
+    run.log_metrics({**replayed.metrics(), **gate_metrics(gate), **difference_metrics(rows)})
     for path in (replayed.rows_path, report.html, *report.plots):
         mlflow.log_artifact(str(path), "replay")
     return replayed, gate
@@ -244,16 +245,6 @@ def _base_of(contest: _Contest) -> str:
 def _exclusions(version: DatasetVersion) -> dict[str, int]:
     found = version.manifest.get("exclusions", {})
     return {str(reason): int(count) for reason, count in found.items()}
-
-
-def _difference_metrics(replayed: Replay) -> dict[str, float]:
-    figures, rows = {}, replayed.read_rows()
-    for other in ("baseline", "previous", "logged"):
-        for name, estimate in differences(rows, prefix=f"{other}_").items():
-            figures[f"{name}_minus_{other}"] = estimate.mean
-            if estimate.interval is not None:
-                figures[f"{name}_minus_{other}_low"], figures[f"{name}_minus_{other}_high"] = estimate.interval
-    return figures
 
 
 def _tags(step: EvaluateConfig, contest: _Contest) -> dict[str, object]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource, S3ArtifactDatasetSource
 
 from planner.contracts.example import DatasetVersion
 from planner.dataset.versions import open_version
@@ -39,5 +39,9 @@ def dataset_tags(outputs: Mapping[str, Any]) -> dict[str, object]:
 
 def log_dataset_input(version: DatasetVersion, *, context: str) -> None:
     """Log the version as an input of the run, with our digest over all rows (MLflow's own reads 10,000)."""
-    source = resolve_dataset_source(version.uri if "://" in version.uri else Path(version.uri).resolve().as_uri())
+    # Named by class: MLflow registers some sources twice and warns when it has to guess.
+    if version.uri.startswith("s3://"):
+        source = S3ArtifactDatasetSource(version.uri)
+    else:
+        source = LocalArtifactDatasetSource(Path(version.uri).resolve().as_uri())
     mlflow.log_input(MetaDataset(source=source, name=f"planner/{version.name}", digest=version.digest), context)
