@@ -187,3 +187,15 @@ def test_config_refuses(changes: dict[str, object], told: str) -> None:
 def test_empty_name_means_the_end_date() -> None:
     config = DatasetConfig(start_date="2025-01-01", end_date="2025-01-08", date="", datasets="x")  # type: ignore[arg-type]
     assert config.version == "2025-01-08"
+
+
+def test_statement_timeout_is_named_and_publishes_nothing(database_url: str, tmp_path: Path) -> None:
+    small.fill(database_url)
+    small.run(
+        database_url,
+        "ALTER TABLE households RENAME TO site; "
+        "CREATE VIEW households AS SELECT site.* FROM site, (SELECT pg_sleep(20)) AS slow",
+    )
+    with pytest.raises(DatabaseError, match="statement_timeout ended copying the keys"):
+        build_dataset(f"{database_url}&options=-c%20statement_timeout%3D300", small.config(tmp_path))
+    assert list((tmp_path / "planner").glob("[!.]*")) == []

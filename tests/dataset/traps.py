@@ -73,7 +73,8 @@ def trap_database(seed: int) -> dict[str, list[Row]]:
     start = dt.datetime(START.year, START.month, START.day, tzinfo=dt.UTC)
     end = dt.datetime(END.year, END.month, END.day, tzinfo=dt.UTC)
     moments = [start - dt.timedelta(days=40), start - MICRO, start, start + MICRO, start + dt.timedelta(days=1),
-               start + dt.timedelta(days=3, microseconds=123457), end - MICRO, end, end + dt.timedelta(days=1)]  # fmt: skip
+               start + dt.timedelta(days=3, microseconds=123457), end - MICRO, end,
+               end + dt.timedelta(days=1)]  # fmt: skip
     moments += [moments[5] - MICRO, moments[5] + MICRO, moments[4] + MICRO]
     homes = rng.sample(HOUSEHOLDS, rng.randint(1, 4))
     plans = rng.sample(PLANS, rng.randint(1, 4))
@@ -134,7 +135,12 @@ def trap_database(seed: int) -> dict[str, list[Row]]:
         return "[" + ", ".join(entries) + "]"
 
     snapshots = [
-        {"id": number, "household_id": rng.choice([*homes, "other"]), "snapshot_time": rng.choice(moments), "items": items()}
+        {
+            "id": number,
+            "household_id": rng.choice([*homes, "other"]),
+            "snapshot_time": rng.choice(moments),
+            "items": items(),
+        }
         for number in rng.sample(range(-5, 10**12), rng.randint(0, 25))
     ]  # fmt: skip
     limits: dict[tuple[str, Any], Row] = {}
