@@ -115,7 +115,7 @@ def _open_to_others(path: Path) -> bool:
 
 def _make_home(folder: Path, home: Path, owner: _Owner) -> None:
     try:
-        for path in {folder, home}:
+        for path in (folder, home):
             if not path.is_dir():
                 path.mkdir(parents=True)
                 path.chmod(0o755 if owner.switch else 0o700)
