@@ -25,6 +25,7 @@ from planner.contracts.request import Request
 
 UNKNOWN = -1  # prep time or cost that the catalogue does not know
 MAX_COST = 10**9  # cents a serving; more is no price, and would overflow the 64 bits of a plan's sum
+MAX_PHRASE = 8  # words of an indexed phrase; an index of all runs of a text would grow with the square of its length
 _APOSTROPHES = re.compile(r"['’`´]")
 _NO_WORD = re.compile(r"[\W_]+")
 
@@ -58,7 +59,7 @@ class ConstraintIndex:
             [UNKNOWN if recipe.prep_time is None else recipe.prep_time for recipe in recipes], dtype=np.int64
         )
         self.cost_cents = np.array([_cost(recipe) for recipe in recipes], dtype=np.int64)
-        self._phrases = _phrases(recipes)
+        self._phrases = _phrases_of((row, _described(recipe)) for row, recipe in enumerate(recipes))
         self._allergens = _phrases_of((row, r.allergens) for row, r in enumerate(recipes))
         self._tags = _whole_texts(recipes)
         self._masks: dict[tuple[str, str], NDArray[np.bool_]] = {}
@@ -106,12 +107,21 @@ class ConstraintIndex:
         return self._masks[key]
 
     def _excluded(self, term: str) -> NDArray[np.bool_]:
+        if len(split_words(term)) > MAX_PHRASE:
+            return self._containing(term)
         return self._having(self._phrases, _keys(term))
+
+    def _containing(self, term: str) -> NDArray[np.bool_]:
+        """Rows with a text that holds a term of many words, found by reading them all: too rare to be indexed."""
+        wanted = f" {' '.join(map(stem, split_words(term)))} "
+        texts = (_described(recipe) for recipe in self.catalogue.recipes)
+        held = (any(wanted in f" {' '.join(map(stem, split_words(t)))} " for t in row) for row in texts)
+        return np.fromiter(held, dtype=bool, count=len(self.active))
 
     def _restricted(self, restriction: str) -> NDArray[np.bool_]:
         words = split_words(restriction)
         if len(words) > 1 and stem(words[-1]) == "allergy":
-            return ~self._having(self._allergens, _keys(" ".join(words[:-1])))
+            return ~self._having(self._allergens, _keys(" ".join(words[: min(len(words) - 1, MAX_PHRASE)])))
         # A restriction that nobody knows, an empty one included, has no tag and so allows nothing.
         return self._having(self._tags, (" ".join(map(stem, words)),))
 
@@ -145,11 +155,10 @@ def split_words(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=65536)
 def stem(word: str) -> str:
-    """One form for singular and plural: tomato(es), berry/berries, leaf/leaves, glass(es), octopus(es)."""
-    if word.endswith("s") and not word.endswith(("ss", "us")) and len(word) > 2:
-        word = word[:-1]
-    if word.endswith("e") and len(word) > 2:
-        word = word[:-1]
+    """One form for singular and plural: tomato(es), berry/berries, leaf/leaves, glass(es), gas(es), tofu(s)."""
+    for ending in ("s", "e", "s"):  # gases -> gase -> gas -> ga, where gas ends as well
+        if word.endswith(ending) and not word.endswith("ss") and len(word) > 2:
+            word = word[:-1]
     if word.endswith("i") and len(word) > 1:
         word = word[:-1] + "y"
     if word.endswith("v") and len(word) > 1:
@@ -167,11 +176,10 @@ def _joined(words: tuple[str, ...]) -> str:
     return "".join(words[:-1]) + stem(words[-1])
 
 
-def _phrases(recipes: tuple[Recipe, ...]) -> dict[str, NDArray[np.int64]]:
-    return _phrases_of(
-        (row, (*(i.name for i in recipe.ingredients), *recipe.allergens, *recipe.tags))
-        for row, recipe in enumerate(recipes)
-    )
+def _described(recipe: Recipe) -> tuple[str, ...]:
+    """The texts that an excluded ingredient is looked for in. A tag `X-free` says that there is no X in the dish."""
+    tags = (tag for tag in recipe.tags if split_words(tag)[-1:] != ("free",) or len(split_words(tag)) == 1)
+    return (*(ingredient.name for ingredient in recipe.ingredients), *recipe.allergens, *tags)
 
 
 def _phrases_of(texts_by_row: Iterable[tuple[int, tuple[str, ...]]]) -> dict[str, NDArray[np.int64]]:
@@ -187,7 +195,8 @@ def _phrases_of(texts_by_row: Iterable[tuple[int, tuple[str, ...]]]) -> dict[str
 @lru_cache(maxsize=65536)
 def _runs(text: str) -> frozenset[str]:
     words = split_words(text)
-    spans = [(a, b) for a in range(len(words)) for b in range(a + 1, len(words) + 1)]
+    ends = range(1, MAX_PHRASE + 1)
+    spans = [(a, a + n) for a in range(len(words)) for n in ends if a + n <= len(words)]
     stems = tuple(map(stem, words))
     return frozenset(" ".join(stems[a:b]) for a, b in spans) | frozenset(_joined(words[a:b]) for a, b in spans)
 

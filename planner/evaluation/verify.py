@@ -91,7 +91,10 @@ def _broken_by_recipe(recipe: Recipe, request: Request) -> Iterator[str]:
 def _described(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from (("ingredient", ingredient.name) for ingredient in recipe.ingredients)
     yield from (("allergen", allergen) for allergen in recipe.allergens)
-    yield from (("tag", tag) for tag in recipe.tags)
+    for tag in recipe.tags:
+        words = _words(tag)
+        if len(words) < 2 or words[-1] != "free":  # `gluten-free` says that there is none
+            yield "tag", tag
 
 
 def _broken_restriction(recipe: Recipe, restriction: str) -> Iterator[str]:

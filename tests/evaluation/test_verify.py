@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from planner.contracts.catalogue import Catalogue, Ingredient, Recipe
 from planner.contracts.plan import Meal, Plan
 from planner.contracts.request import Constraints, Household, Request
+from planner.decoding.constraints import allowed_recipes
 from planner.evaluation.verify import is_satisfiable, same_text, stands_in, violations
 
 PLURALS = [
@@ -133,3 +134,41 @@ def test_a_request_is_satisfiable_when_one_serving_of_one_dish_fits() -> None:
     catalogue = Catalogue.of([dish(cost_per_serving=3.0)])
     assert is_satisfiable(Request(Household("h"), constraints=Constraints(budget=3.0)), catalogue)
     assert not is_satisfiable(Request(Household("h"), constraints=Constraints(budget=2.99)), catalogue)
+
+
+@pytest.mark.parametrize("tag", ["gluten-free", "Gluten Free"])
+def test_a_tag_of_absence_is_not_the_thing_itself(tag: str) -> None:
+    assert not found(dish(tags=(tag,)), excluded_ingredients=("gluten",))
+    assert found(dish(tags=(tag,), allergens=("gluten",)), excluded_ingredients=("gluten",))
+    assert found(dish(tags=("gluten",)), excluded_ingredients=("gluten",))
+
+
+roots = st.sampled_from(
+    "tomato berry leaf leave cookie olive glass gas tofu octopus peanut nut pea cheese box radish egg free soy s es ss".split()
+)
+forms = st.builds(
+    lambda root, ending, upper: (root + ending).upper() if upper else root + ending,
+    roots,
+    st.sampled_from(["", "s", "es", "ies", "'s", "ves"]),
+    st.booleans(),
+)
+texts = st.builds(lambda words, gap: gap.join(words), st.lists(forms, min_size=1, max_size=4), st.sampled_from(" -_,"))
+
+
+@given(
+    names=st.lists(texts, max_size=2),
+    tags=st.lists(texts, max_size=2),
+    allergens=st.lists(texts, max_size=2),
+    excluded=st.lists(texts, max_size=2),
+    restrictions=st.lists(st.one_of(texts, texts.map(lambda text: f"{text}-allergy")), max_size=2),
+)
+def test_what_the_decoder_allows_is_never_a_violation(
+    names: list[str], tags: list[str], allergens: list[str], excluded: list[str], restrictions: list[str]
+) -> None:
+    recipe = dish(ingredients=names, tags=tuple(tags), allergens=tuple(allergens))
+    request = Request(
+        Household("h", 2, (), tuple(restrictions)), constraints=Constraints(excluded_ingredients=tuple(excluded))
+    )
+    catalogue = Catalogue.of([recipe])
+    if allowed_recipes(request, catalogue).mask[0]:
+        assert violations(Plan((Meal("monday", "r1", 1),)), request, catalogue) == ()
