@@ -126,4 +126,4 @@ def cents(amount: float | Decimal | None) -> int | None:
     if amount is None:
         return None
     exact = amount if isinstance(amount, Decimal) else Decimal(repr(float(amount)))
-    return int((exact * 100).quantize(Decimal(1), rounding=ROUND_HALF_UP))
+    return int((exact * 100).to_integral_value(rounding=ROUND_HALF_UP))

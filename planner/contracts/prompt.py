@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     eos_token_id: int | None
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = ..., split_special_tokens: bool = ...) -> list[int]: ...
     def decode(self, token_ids: list[int], **options: object) -> str: ...
 
 
@@ -102,10 +102,14 @@ def parse_plan_text(text: str, request: Request, catalogue: Catalogue) -> Plan:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Token ids of a prompt, with one begin token where the tokenizer has one of its own (Llama has, SmolLM2 not)."""
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    """Token ids of a prompt, with one begin token where the tokenizer has one of its own (Llama has, SmolLM2 not).
+
+    A control token's name in the text (`<|im_end|>` as a pantry item) is split like any other text.
+    """
+    # The same for both calls: the option is a switch of the tokenizer's, which other threads may be using.
+    ids = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)
     begin = tokenizer.bos_token_id
-    with_special = tokenizer.encode("a", add_special_tokens=True)
+    with_special = tokenizer.encode("a", add_special_tokens=True, split_special_tokens=True)
     return [begin, *ids] if begin is not None and with_special[:1] == [begin] else ids
 
 

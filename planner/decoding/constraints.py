@@ -21,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.contracts.catalogue import Catalogue, Recipe, cents
+from planner.contracts.errors import ContractError
 from planner.contracts.request import Request
 
 UNKNOWN = -1  # prep time or cost that the catalogue does not know
 MAX_COST = 10**9  # cents a serving; more is no price, and would overflow the 64 bits of a plan's sum
 MAX_PHRASE = 8  # words of an indexed phrase; an index of all runs of a text would grow with the square of its length
+MAX_KEPT = 256  # characters of a text whose words are kept for the next time: texts come from requests
 _APOSTROPHES = re.compile(r"['’`´]")
 _NO_WORD = re.compile(r"[\W_]+")
 
@@ -62,19 +64,23 @@ class ConstraintIndex:
         self._phrases = _phrases_of((row, _described(recipe)) for row, recipe in enumerate(recipes))
         self._allergens = _phrases_of((row, r.allergens) for row, r in enumerate(recipes))
         self._tags = _whole_texts(recipes)
-        self._masks: dict[tuple[str, str], NDArray[np.bool_]] = {}
 
     def allowed(self, request: Request) -> Allowed:
-        """Filter the catalogue for a request; an unknown prep time or cost never passes under a limit."""
+        """Filter the catalogue for a request; an unknown prep time or cost never passes under a limit.
+
+        Raises:
+            ContractError: the budget is no finite number.
+        """
         limits = request.constraints
-        budget = cents(limits.budget)
+        budget = _budget(limits.budget)
         mask = self.active.copy()
         surviving = [("active", int(mask.sum()))]
-        for term in limits.excluded_ingredients:
-            mask &= ~self._cached("excluded", term)
+        for term in dict.fromkeys(limits.excluded_ingredients):
+            for rows in self._excluded(term):
+                mask[rows] = False
         surviving.append(("excluded_ingredients", int(mask.sum())))
-        for restriction in request.household.restrictions:
-            mask &= self._cached("restriction", restriction)
+        for restriction in dict.fromkeys(request.household.restrictions):
+            self._restrict(mask, restriction)
         surviving.append(("restrictions", int(mask.sum())))
         if limits.max_prep_time is not None:
             mask &= (self.prep_time != UNKNOWN) & (self.prep_time <= limits.max_prep_time)
@@ -98,40 +104,37 @@ class ConstraintIndex:
                 )
         return None
 
-    def _cached(self, rule: str, text: str) -> NDArray[np.bool_]:
-        key = (rule, text)
-        if key not in self._masks:
-            if len(self._masks) > 4096:  # texts come from requests: bounded
-                self._masks.clear()
-            self._masks[key] = self._excluded(text) if rule == "excluded" else self._restricted(text)
-        return self._masks[key]
+    def _excluded(self, term: str) -> list[NDArray[np.int64]]:
+        """Rows with a text that holds a term."""
+        words = split_words(term)
+        if len(words) > MAX_PHRASE:
+            return [self._containing(words)]
+        return _rows_of(self._phrases, _keys(words))
 
-    def _excluded(self, term: str) -> NDArray[np.bool_]:
-        if len(split_words(term)) > MAX_PHRASE:
-            return self._containing(term)
-        return self._having(self._phrases, _keys(term))
-
-    def _containing(self, term: str) -> NDArray[np.bool_]:
+    def _containing(self, words: tuple[str, ...]) -> NDArray[np.int64]:
         """Rows with a text that holds a term of many words, found by reading them all: too rare to be indexed."""
-        wanted = f" {' '.join(map(stem, split_words(term)))} "
-        texts = (_described(recipe) for recipe in self.catalogue.recipes)
-        held = (any(wanted in f" {' '.join(map(stem, split_words(t)))} " for t in row) for row in texts)
-        return np.fromiter(held, dtype=bool, count=len(self.active))
+        # Its first words narrow it down: a request of a megabyte must not cost a catalogue for each of its terms.
+        rows = _rows_of(self._phrases, (" ".join(map(stem, words[:MAX_PHRASE])),))
+        wanted = f" {' '.join(map(stem, words))} "
+        recipes = self.catalogue.recipes
+        held = [
+            row
+            for row in (rows[0].tolist() if rows else ())
+            if any(wanted in f" {' '.join(map(stem, split_words(text)))} " for text in _described(recipes[row]))
+        ]
+        return np.array(held, dtype=np.int64)
 
-    def _restricted(self, restriction: str) -> NDArray[np.bool_]:
+    def _restrict(self, mask: NDArray[np.bool_], restriction: str) -> None:
         words = split_words(restriction)
         if len(words) > 1 and stem(words[-1]) == "allergy":
-            return ~self._having(self._allergens, _keys(" ".join(words[: min(len(words) - 1, MAX_PHRASE)])))
+            for rows in _rows_of(self._allergens, _keys(words[: min(len(words) - 1, MAX_PHRASE)])):
+                mask[rows] = False
+            return
         # A restriction that nobody knows, an empty one included, has no tag and so allows nothing.
-        return self._having(self._tags, (" ".join(map(stem, words)),))
-
-    def _having(self, phrases: Mapping[str, NDArray[np.int64]], keys: Iterable[str]) -> NDArray[np.bool_]:
-        mask = np.zeros(len(self.active), dtype=bool)
-        for key in keys:
-            rows = phrases.get(key)
-            if rows is not None:
-                mask[rows] = True
-        return mask
+        tagged = np.zeros(len(mask), dtype=bool)
+        for rows in _rows_of(self._tags, (" ".join(map(stem, words)),)):
+            tagged[rows] = True
+        mask &= tagged
 
 
 def allowed_recipes(request: Request, catalogue: Catalogue) -> Allowed:
@@ -145,17 +148,23 @@ def infeasible_reason(request: Request, catalogue: Catalogue) -> str | None:
     return index.infeasible_reason(index.allowed(request))
 
 
-@lru_cache(maxsize=65536)
 def split_words(text: str) -> tuple[str, ...]:
     """The words of a text, case-folded and without accents; everything that is no letter or digit separates."""
+    return _split_words(text) if len(text) > MAX_KEPT else _kept_words(text)
+
+
+def stem(word: str) -> str:
+    """One form for singular and plural: tomato(es), berry/berries, leaf/leaves, glass(es), gas(es), tofu(s)."""
+    return _stem(word) if len(word) > MAX_KEPT else _kept_stem(word)
+
+
+def _split_words(text: str) -> tuple[str, ...]:
     plain = unicodedata.normalize("NFKD", _APOSTROPHES.sub("", text).casefold())
     plain = "".join(c for c in plain if not unicodedata.combining(c)).casefold()
     return tuple(word for word in _NO_WORD.split(plain) if word)
 
 
-@lru_cache(maxsize=65536)
-def stem(word: str) -> str:
-    """One form for singular and plural: tomato(es), berry/berries, leaf/leaves, glass(es), gas(es), tofu(s)."""
+def _stem(word: str) -> str:
     for ending in ("s", "e", "s"):  # gases -> gase -> gas -> ga, where gas ends as well
         if word.endswith(ending) and not word.endswith("ss") and len(word) > 2:
             word = word[:-1]
@@ -166,10 +175,17 @@ def stem(word: str) -> str:
     return word
 
 
-def _keys(term: str) -> tuple[str, ...]:
+_kept_words = lru_cache(maxsize=65536)(_split_words)
+_kept_stem = lru_cache(maxsize=65536)(_stem)
+
+
+def _keys(words: tuple[str, ...]) -> tuple[str, ...]:
     """What a term is looked up by: its stems, and its words joined (`soysauce` = `soy sauce`); nothing if blank."""
-    words = split_words(term)
     return (" ".join(map(stem, words)), _joined(words)) if words else ()
+
+
+def _rows_of(phrases: Mapping[str, NDArray[np.int64]], keys: Iterable[str]) -> list[NDArray[np.int64]]:
+    return [phrases[key] for key in keys if key in phrases]
 
 
 def _joined(words: tuple[str, ...]) -> str:
@@ -213,6 +229,14 @@ def _whole_texts(recipes: tuple[Recipe, ...]) -> dict[str, NDArray[np.int64]]:
 
 def _arrays(rows_of: dict[str, set[int]]) -> dict[str, NDArray[np.int64]]:
     return {key: np.fromiter(sorted(rows), dtype=np.int64) for key, rows in rows_of.items()}
+
+
+def _budget(budget: float | None) -> int | None:
+    if budget is not None and not math.isfinite(budget):
+        raise ContractError(
+            f"Invalid request: constraints.budget is {budget}, not a finite number or null.", field="constraints.budget"
+        )
+    return cents(budget)
 
 
 def _cost(recipe: Recipe) -> int:
