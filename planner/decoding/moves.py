@@ -34,6 +34,23 @@ class _Option:
 _END = len(WEEKDAYS)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a plan stands. `kind` is `day`, `title` or `number`; `day` the index of the last day that was written.
+
+    In a title, `low` to `high` are the leaves that are left and `depth` the tokens of them written; before a number,
+    `low` is the leaf. `options` are the days (7 is the end) or numbers left, `pos` the tokens of them written.
+    """
+
+    kind: str
+    day: int
+    low: int = 0
+    high: int = 0
+    depth: int = 0
+    options: tuple[int, ...] = ()
+    pos: int = 0
+
+
 class PlanMoves:
     """The state of one plan while it is written.
 
@@ -74,6 +91,16 @@ class PlanMoves:
     def plan(self) -> Plan:
         """The meals written so far."""
         return Plan(tuple(self._meals))
+
+    def place(self) -> Place:
+        """Where the plan stands."""
+        kind = ("number" if self._high else "day") if self._options else "title"
+        options = tuple(option.value for option in self._options)
+        return Place(kind, self._day, self._low, self._high, self._depth, options, self._pos if options else 0)
+
+    def affords(self, leaf: int) -> bool:
+        """Whether a leaf of the trie is allowed, not eaten yet, and within what is left of the budget."""
+        return bool(self._price[leaf] <= self._left)
 
     def legal_tokens(self) -> NDArray[np.int64]:
         """Every token that may come next, ascending; empty once the plan is finished."""

@@ -1,7 +1,7 @@
 """One forward pass over rows of different lengths without padding: packed tokens, a key-value cache for each row.
 
 In: a Hugging Face causal language model (merged or with adapters) and, per row, its cache and its new tokens. Out:
-the last hidden state of each row, and scores of the tokens that are asked for, and of no others.
+the last hidden states of each row's new tokens, and scores of the tokens that are asked for, and of no others.
 
 All dense layers see one packed sequence; only the attention itself goes row by row. It is plugged in through
 transformers' attention interface while a pass runs, so the model is unchanged before and after.
@@ -43,6 +43,11 @@ class RowCache:
                 grown[:, :, : self.length] = getattr(self, name)[:, :, : self.length]
                 setattr(self, name, grown)
 
+    def cut(self, length: int) -> None:
+        """Forget what lies behind the first `length` tokens."""
+        assert length <= self.length
+        self.length = length
+
     def copy_prefix(self, other: RowCache, length: int) -> None:
         """Begin with the first `length` tokens of another row; exact, since a prefix does not see what follows."""
         self.keys[:, :, :length] = other.keys[:, :, :length]
@@ -80,8 +85,8 @@ class PackedModel:
         """An empty cache for about `capacity` tokens."""
         return RowCache(self._shape, capacity, dtype=self._dtype, device=self.device)
 
-    def forward(self, rows: Sequence[tuple[RowCache, Sequence[int]]]) -> Tensor:
-        """Feed each row its new tokens (at least one); the last hidden state of each row, (R, hidden)."""
+    def forward(self, rows: Sequence[tuple[RowCache, Sequence[int]]]) -> list[Tensor]:
+        """Feed each row its new tokens (at least one); the last hidden states of each row's, (new tokens, hidden)."""
         bounds, masks, positions, start = [], [], [], 0
         for cache, tokens in rows:
             cache.reserve(len(tokens))
@@ -102,8 +107,7 @@ class PackedModel:
             cache.length += len(tokens)
         self.num_calls += 1
         self.num_tokens += start
-        last: Tensor = output.last_hidden_state[0, [stop - 1 for _, stop in bounds]]
-        return last
+        return [output.last_hidden_state[0, first:stop] for first, stop in bounds]
 
     def scores(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
         """Logits of the given tokens alone, (tokens,), in fp32."""
@@ -163,17 +167,16 @@ def packed_attention(
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, groups: int, scaling: float) -> Tensor:
-    num_new = query.shape[1]
-    if groups > 1 and num_new > 1:
-        keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
-    elif groups > 1:  # one token: its heads are the queries of their shared keys
-        folded = query.view(keys.shape[0], groups, -1)
-        one = scaled_dot_product_attention(folded[None], keys[None], values[None], scale=scaling)
-        return one[0].reshape(query.shape)
-    causal = mask is None and num_new > 1
-    return scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=mask, is_causal=causal, scale=scaling
-    )[0]
+    if mask is None and query.shape[1] > 1:  # a row's first tokens: the kernel's own causal mask is right
+        if groups > 1:
+            keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
+        return scaled_dot_product_attention(query[None], keys[None], values[None], is_causal=True, scale=scaling)[0]
+    # The heads that share keys are more queries of them: the past is not copied once a head.
+    folded = query.reshape(keys.shape[0], -1, query.shape[2])
+    if mask is not None:
+        mask = mask.repeat(groups, 1)
+    one = scaled_dot_product_attention(folded[None], keys[None], values[None], attn_mask=mask, scale=scaling)
+    return one[0].view(query.shape)
 
 
 def _causal_mask(num_past: int, num_new: int, device: torch.device) -> Tensor | None:
