@@ -7,7 +7,6 @@ function of the database's state and the config alone; nothing is written to the
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,22 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-from psycopg2.extensions import connection as Connection
+import pyarrow.parquet as pq
 
 from planner.contracts.errors import DatasetError
 from planner.contracts.example import DatasetVersion
 from planner.dataset import publish, s3, versions
-from planner.dataset.checks import BuildCounts, CheckResult, require_checks, run_checks
+from planner.dataset.checks import CheckResult
 from planner.dataset.config import DatasetConfig
-from planner.dataset.database import connect, query_error, require_tables
-from planner.dataset.keys import KeyCounts, Window, event_range, load_keys
-from planner.dataset.rows import Assembly, iter_batches
-from planner.dataset.summary import Profile, profile_of, summary_text
-from planner.dataset.write import described_schema, num_leaf_fields, read_recipes, write_recipes, write_training
-
-Progress = Callable[[int, int | None, str], None]
-_MODEL = "planner_model"
+from planner.dataset.content import Progress, write_content
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,7 @@ class BuildReport:
     """What a build did; `num_plans_seen` counts the accepted plans of the window, rows and exclusions together.
 
     `unchanged` means that the version was there already with these very rows; `notes` counts what was mended or left
-    out inside rows.
+    out inside rows; `warnings` are sentences for a person.
     """
 
     version: DatasetVersion
@@ -51,18 +42,7 @@ class BuildReport:
     seconds: float
     num_plans_seen: int
     notes: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class _Content:
-    """The files of a build in its working folder, before they are published."""
-
-    profile: Profile
-    counts: KeyCounts
-    exclusions: Mapping[str, int]
-    checks: tuple[CheckResult, ...]
-    notes: Mapping[str, int]
-    manifest: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def build_dataset(
@@ -95,8 +75,9 @@ def build_dataset(
     uri = f"{root}/planner/{config.version}" if s3.is_s3(root) else str(_local(root, config.version))
     cache = cache or versions.DEFAULT_CACHE
     with _workplace(root, config.version, cache) as folder:
-        content = _write_content(url, config, folder, progress or _silent, at_boundary, now)
+        content = write_content(url, config, folder, progress=progress or _silent, at_boundary=at_boundary, now=now)
         version, unchanged = _publish(folder, uri, content.manifest, at_boundary, cache)
+        warnings = _catalogue_warnings(folder, version) if unchanged else ()
     return BuildReport(
         version=version,
         num_rows=content.profile.num_rows,
@@ -106,8 +87,9 @@ def build_dataset(
         checks=content.checks,
         unchanged=unchanged,
         seconds=time.monotonic() - began,
-        num_plans_seen=content.counts.num_plans_seen,
+        num_plans_seen=content.num_plans_seen,
         notes=content.notes,
+        warnings=warnings,
     )
 
 
@@ -136,76 +118,6 @@ def _workplace(root: str, version: str, cache: Path) -> Iterator[Path]:
             )
     with publish.working_folder(parent, version) as folder:
         yield folder
-
-
-def _write_content(
-    url: str,
-    config: DatasetConfig,
-    folder: Path,
-    progress: Progress,
-    at_boundary: Callable[[str], None],
-    now: Callable[[], datetime],
-) -> _Content:
-    progress(0, None, "read the database")
-    window = Window.of(config)
-    training, spill = folder / versions.TRAINING, folder / "spill"
-    assembly = Assembly()
-    with contextlib.closing(connect(url, read_only=True)) as connection:
-        # One snapshot for every query of the build: rows that arrive meanwhile do not exist.
-        connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-        try:
-            require_tables(connection)
-            recipes, catalogue, recipe_notes = read_recipes(connection)
-            keys, counts = load_keys(connection, window, spill)
-            with contextlib.closing(keys), contextlib.ExitStack() as stack:
-                stack.callback(shutil.rmtree, spill, ignore_errors=True)
-                total = counts.num_candidates
-                batches = iter_batches(connection, keys, catalogue.by_id, assembly)
-                num_rows = write_training(training, batches, written=lambda done: progress(done, total, "write rows"))
-            exclusions = {**counts.exclusions, "invalid_plan": assembly.invalid_plans}
-            if num_rows == 0:
-                raise _empty_window(connection, config, exclusions)
-        except psycopg2.Error as error:
-            raise query_error(error, "building the dataset") from None
-    at_boundary(versions.TRAINING)
-    write_recipes(folder / versions.RECIPES, recipes)
-    at_boundary(versions.RECIPES)
-    progress(num_rows, num_rows, "check")
-    build_counts = BuildCounts(counts.num_plans_seen, exclusions, assembly.late_previous, assembly.late_pantry)
-    checks = run_checks(training, config, build_counts, catalogue.by_id)
-    require_checks(checks, config.version, exclusions)
-    notes = dict(assembly.notes + recipe_notes)
-    notes |= {what: count for what, count in _event_notes(counts).items() if count}
-    profile = profile_of(training)
-    summary = summary_text(
-        config,
-        profile,
-        size=training.stat().st_size,
-        num_fields=num_leaf_fields(),
-        exclusions=exclusions,
-        num_plans_seen=counts.num_plans_seen,
-        checks=checks,
-        notes=notes,
-    )
-    created_at = now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    described = {
-        "version": config.version,
-        "model": _MODEL,
-        "created_at": created_at,
-        "fields": described_schema(),
-    }
-    texts = {
-        versions.SUMMARY: summary.encode(),
-        versions.CHECKS: versions.encode_json({"checks": [check.to_dict() for check in checks]}),
-        versions.SCHEMA: versions.encode_json(described),
-    }
-    for name, text in texts.items():
-        (folder / name).write_bytes(text)
-        at_boundary(name)
-    manifest = versions.make_manifest(
-        folder, version=config.version, rows=num_rows, created_at=created_at, parameters=_parameters(config)
-    )
-    return _Content(profile, counts, exclusions, checks, notes, manifest)
 
 
 def _publish(
@@ -247,28 +159,21 @@ def _same_as_existing(uri: str, manifest: Mapping[str, Any], cache: Path) -> Dat
     return existing
 
 
-def _empty_window(connection: Connection, config: DatasetConfig, exclusions: Mapping[str, int]) -> DatasetError:
-    first, last = event_range(connection)
-    window = f"from {config.start_date} to {config.end_date} (exclusive, UTC)"
-    left_out = ", ".join(f"{reason} {count:,}" for reason, count in exclusions.items() if count)
-    if first is None or last is None:
-        there = "The database holds no accepted plans at all: load events first."
-    elif left_out:
-        there = f"All accepted plans of the window were left out: {left_out}. Mend the events."
-    else:
-        there = f"Accepted plans exist from {first:%Y-%m-%d} to {last:%Y-%m-%d}: set start_date and end_date there."
-    return DatasetError(f"There is no row {window}. {there}", start=config.start_date, end=config.end_date)
-
-
-def _event_notes(counts: KeyCounts) -> dict[str, int]:
-    return {
-        "events of the window whose payload has no text `plan_id` (no plan: left out)": counts.events_without_plan_id,
-        "events dated before the year 1 or at minus infinity (left out)": counts.events_without_time,
-    }
-
-
-def _parameters(config: DatasetConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"datasets", "date"})
+def _catalogue_warnings(folder: Path, existing: DatasetVersion) -> tuple[str, ...]:
+    """Whether the catalogue is another one now: no row changed, so the version stands, and keeps its own recipes."""
+    then, now = (
+        {row["id"]: row for row in pq.read_table(path).to_pylist()}
+        for path in (existing.recipes_path, folder / versions.RECIPES)
+    )
+    changed = sum(then[id_] != now[id_] for id_ in then.keys() & now.keys())
+    added, removed = len(now.keys() - then.keys()), len(then.keys() - now.keys())
+    if not (changed or added or removed):
+        return ()
+    return (
+        f"The recipes changed since {existing.name} was built ({added:,} added, {removed:,} removed, {changed:,} "
+        "changed), but no row did: the version keeps its own recipes. For the new ones, build a version under "
+        "another name (build_dataset.date).",
+    )
 
 
 def _seal(manifest: Mapping[str, Any]) -> bytes:

@@ -52,6 +52,7 @@ def connect(url: str, *, read_only: bool = False) -> Connection:
 
     Args:
         url: `postgresql://user@host:port/database` or libpq's `key=value` form.
+
     Raises:
         DatabaseError: no such server or database, or it does not let us in; never shows the password.
     """

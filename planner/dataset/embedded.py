@@ -62,6 +62,7 @@ def embedded_postgres(folder: Path, *, fsync: bool = True) -> Iterator[str]:
     Args:
         folder: made if it is missing; used by one run at a time.
         fsync: False is for throw-away data only: a power cut may destroy them.
+
     Raises:
         EmbeddedServerError: another run uses the folder, or the server cannot be installed or started.
     """

@@ -17,8 +17,10 @@ from planner.dataset import s3
 from planner.dataset.config import NAME
 
 TRAINING, RECIPES, SCHEMA = "training.parquet", "recipes.parquet", "schema.json"
-SUMMARY, CHECKS, MANIFEST = "dataset_summary.md", "checks.json", "manifest.json"
-FILES = (TRAINING, RECIPES, SCHEMA, SUMMARY, CHECKS)
+SUMMARY, CARD, CHECKS, MANIFEST = "dataset_summary.md", "card.html", "checks.json", "manifest.json"
+FILES = (TRAINING, RECIPES, SCHEMA, SUMMARY, CHECKS, CARD)
+# Versions from before there was a card stay versions.
+_OPTIONAL = {CARD}
 FORMAT = 1
 DIGEST_DIGITS = 32
 _SEAL = "sha256"
@@ -32,6 +34,7 @@ def open_version(uri: str, *, cache: Path | None = None) -> DatasetVersion:
     Args:
         uri: the version's folder, or `s3://bucket/prefix/planner/<version>`.
         cache: where files from S3 are kept, by digest; `~/.cache/planner/datasets` by default.
+
     Raises:
         DatasetError: the version is missing, incomplete or changed since its build; names the file.
     """
@@ -48,14 +51,9 @@ def verify_folder(folder: Path, *, uri: str) -> DatasetVersion:
         DatasetError: as `open_version`.
     """
     folder = folder.absolute()
-    if not folder.is_dir():
-        raise DatasetError(
-            f"There is no dataset at {uri}. Build it with `mlflow run . -e build_dataset`, or correct the path.",
-            uri=uri,
-        )
-    manifest = parse_manifest(_manifest_bytes(folder, uri), uri)
+    manifest = read_folder_manifest(folder, uri)
     for name, entry in manifest["files"].items():
-        _verify_file(folder / name, entry, uri)
+        verify_file(folder / name, entry, uri)
     return DatasetVersion(
         name=manifest["version"],
         uri=uri if s3.is_s3(uri) else str(folder),
@@ -65,6 +63,39 @@ def verify_folder(folder: Path, *, uri: str) -> DatasetVersion:
         num_rows=manifest["rows"],
         manifest=manifest,
     )
+
+
+def read_folder_manifest(folder: Path, uri: str) -> dict[str, Any]:
+    """The manifest of a version in a local folder; `uri` is for the messages.
+
+    Raises:
+        DatasetError: there is none, or it is damaged.
+    """
+    return parse_manifest(_manifest_bytes(folder, uri), uri)
+
+
+def verify_file(path: Path, entry: Mapping[str, Any], uri: str) -> None:
+    """Check one file against its entry in the manifest.
+
+    Raises:
+        DatasetError: it is missing, unreadable or changed.
+    """
+    try:
+        size = path.stat().st_size
+        changed = size != entry["size"] or sha256_of(path) != entry["sha256"]
+    except FileNotFoundError:
+        raise DatasetError(
+            f"The dataset at {uri} is incomplete: {path.name} is missing. {_REBUILD}", uri=uri, file=path.name
+        ) from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}.", uri=uri, file=path.name) from None
+    if changed:
+        raise DatasetError(
+            f"The dataset at {uri} changed since its build: {path.name} does not have the SHA-256 of its manifest. "
+            f"{_REBUILD}",
+            uri=uri,
+            file=path.name,
+        )
 
 
 def make_manifest(
@@ -105,7 +136,8 @@ def parse_manifest(content: bytes, uri: str) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         assert manifest["format"] == FORMAT and isinstance(manifest["rows"], int)
-        assert NAME.fullmatch(manifest["version"]) and set(manifest["files"]) == set(FILES)
+        assert isinstance(manifest["parameters"], dict)
+        assert NAME.fullmatch(manifest["version"]) and set(FILES) - _OPTIONAL <= set(manifest["files"]) <= set(FILES)
         assert all(set(entry) == {"sha256", "size"} for entry in manifest["files"].values())
         assert manifest["digest"] == manifest["files"][TRAINING]["sha256"][:DIGEST_DIGITS]
         assert encode_json(sealed(manifest)) == content
@@ -126,6 +158,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _manifest_bytes(folder: Path, uri: str) -> bytes:
+    if not folder.is_dir():
+        raise DatasetError(
+            f"There is no dataset at {uri}. Build it with `mlflow run . -e build_dataset`, or correct the path.",
+            uri=uri,
+        )
     try:
         return (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
@@ -136,22 +173,3 @@ def _manifest_bytes(folder: Path, uri: str) -> bytes:
         ) from None
     except OSError as error:
         raise DatasetError(f"The dataset at {uri} cannot be read: {error.strerror}.", uri=uri) from None
-
-
-def _verify_file(path: Path, entry: Mapping[str, Any], uri: str) -> None:
-    try:
-        size = path.stat().st_size
-        changed = size != entry["size"] or sha256_of(path) != entry["sha256"]
-    except FileNotFoundError:
-        raise DatasetError(
-            f"The dataset at {uri} is incomplete: {path.name} is missing. {_REBUILD}", uri=uri, file=path.name
-        ) from None
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}.", uri=uri, file=path.name) from None
-    if changed:
-        raise DatasetError(
-            f"The dataset at {uri} changed since its build: {path.name} does not have the SHA-256 of its manifest. "
-            f"{_REBUILD}",
-            uri=uri,
-            file=path.name,
-        )

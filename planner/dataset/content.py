@@ -1,0 +1,189 @@
+"""What a build writes into its working folder: the files of a version, from one snapshot of the database.
+
+In: a database URL, the config, an empty folder. Out: the files, and what was counted on the way. Publishing them is
+`build.py`'s work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+
+from planner.contracts.catalogue import Catalogue
+from planner.contracts.errors import DatasetError
+from planner.dataset import versions
+from planner.dataset.card import card_html
+from planner.dataset.checks import BuildCounts, CheckResult, require_checks, run_checks
+from planner.dataset.config import DatasetConfig
+from planner.dataset.database import connect, query_error, require_tables
+from planner.dataset.distributions import distributions_of
+from planner.dataset.keys import KeyCounts, Window, event_range, load_keys
+from planner.dataset.rows import Assembly, iter_batches
+from planner.dataset.summary import Profile, profile_of, summary_text
+from planner.dataset.write import described_schema, num_leaf_fields, read_recipes, write_recipes, write_training
+
+Progress = Callable[[int, int | None, str], None]
+_MODEL = "planner_model"
+
+
+@dataclass(frozen=True)
+class Content:
+    """The files of a build in its working folder, before they are published."""
+
+    profile: Profile
+    num_plans_seen: int
+    exclusions: Mapping[str, int]
+    checks: tuple[CheckResult, ...]
+    notes: Mapping[str, int]
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was counted while the rows were written."""
+
+    catalogue: Catalogue
+    counts: KeyCounts
+    assembly: Assembly
+    exclusions: Mapping[str, int]
+    notes: Mapping[str, int]
+    num_rows: int
+
+
+def write_content(
+    url: str,
+    config: DatasetConfig,
+    folder: Path,
+    *,
+    progress: Progress,
+    at_boundary: Callable[[str], None],
+    now: Callable[[], datetime],
+) -> Content:
+    """Write every file of the version but the manifest, which is returned; the checks run on the finished rows.
+
+    Raises:
+        DatabaseError, CatalogueError, DatasetCheckError, DatasetError: as `build_dataset`.
+    """
+    progress(0, None, "read the database")
+    read = _write_rows(url, config, folder, progress, at_boundary)
+    progress(read.num_rows, read.num_rows, "check")
+    training = folder / versions.TRAINING
+    counts = BuildCounts(
+        read.counts.num_plans_seen, read.exclusions, read.assembly.late_previous, read.assembly.late_pantry
+    )
+    checks = run_checks(training, config, counts, read.catalogue.by_id)
+    require_checks(checks, config.version, read.exclusions)
+    profile = profile_of(training)
+    created_at = now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for name, text in _texts(config, folder, read, profile, checks, created_at).items():
+        (folder / name).write_bytes(text)
+        at_boundary(name)
+    manifest = versions.make_manifest(
+        folder, version=config.version, rows=read.num_rows, created_at=created_at, parameters=_parameters(config)
+    )
+    return Content(profile, read.counts.num_plans_seen, read.exclusions, checks, read.notes, manifest)
+
+
+def _write_rows(
+    url: str, config: DatasetConfig, folder: Path, progress: Progress, at_boundary: Callable[[str], None]
+) -> _Read:
+    spill, assembly = folder / "spill", Assembly()
+    with contextlib.closing(connect(url, read_only=True)) as connection:
+        # One snapshot for every query of the build: rows that arrive meanwhile do not exist.
+        connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+        try:
+            require_tables(connection)
+            recipes, catalogue, recipe_notes = read_recipes(connection)
+            keys, counts = load_keys(connection, Window.of(config), spill)
+            with contextlib.closing(keys), contextlib.ExitStack() as stack:
+                stack.callback(shutil.rmtree, spill, ignore_errors=True)
+                total = counts.num_candidates
+                batches = iter_batches(connection, keys, catalogue.by_id, assembly)
+                num_rows = write_training(
+                    folder / versions.TRAINING, batches, written=lambda done: progress(done, total, "write rows")
+                )
+            exclusions = {**counts.exclusions, "invalid_plan": assembly.invalid_plans}
+            if num_rows == 0:
+                raise _empty_window(connection, config, exclusions)
+        except psycopg2.Error as error:
+            raise query_error(error, "building the dataset") from None
+    at_boundary(versions.TRAINING)
+    write_recipes(folder / versions.RECIPES, recipes)
+    at_boundary(versions.RECIPES)
+    notes = dict(assembly.notes + recipe_notes)
+    notes |= {what: count for what, count in _event_notes(counts).items() if count}
+    return _Read(catalogue, counts, assembly, exclusions, notes, num_rows)
+
+
+def _texts(
+    config: DatasetConfig,
+    folder: Path,
+    read: _Read,
+    profile: Profile,
+    checks: tuple[CheckResult, ...],
+    created_at: str,
+) -> dict[str, bytes]:
+    """The files for people and programs beside the rows; only `schema.json` knows the time."""
+    training = folder / versions.TRAINING
+    summary = summary_text(
+        config,
+        profile,
+        size=training.stat().st_size,
+        num_fields=num_leaf_fields(),
+        exclusions=read.exclusions,
+        num_plans_seen=read.counts.num_plans_seen,
+        checks=checks,
+        notes=read.notes,
+    )
+    card = card_html(
+        config,
+        profile,
+        distributions_of(training, folder / versions.RECIPES),
+        exclusions=read.exclusions,
+        num_plans_seen=read.counts.num_plans_seen,
+        checks=checks,
+    )
+    described = {
+        "version": config.version,
+        "model": _MODEL,
+        "created_at": created_at,
+        "fields": described_schema(),
+    }
+    return {
+        versions.SUMMARY: summary.encode(),
+        versions.CARD: card.encode(),
+        versions.CHECKS: versions.encode_json({"checks": [check.to_dict() for check in checks]}),
+        versions.SCHEMA: versions.encode_json(described),
+    }
+
+
+def _empty_window(connection: Connection, config: DatasetConfig, exclusions: Mapping[str, int]) -> DatasetError:
+    first, last = event_range(connection)
+    window = f"from {config.start_date} to {config.end_date} (exclusive, UTC)"
+    left_out = ", ".join(f"{reason} {count:,}" for reason, count in exclusions.items() if count)
+    if first is None or last is None:
+        there = "The database holds no accepted plans at all: load events first."
+    elif left_out:
+        there = f"All accepted plans of the window were left out: {left_out}. Mend the events."
+    else:
+        there = f"Accepted plans exist from {first:%Y-%m-%d} to {last:%Y-%m-%d}: set start_date and end_date there."
+    return DatasetError(f"There is no row {window}. {there}", start=config.start_date, end=config.end_date)
+
+
+def _event_notes(counts: KeyCounts) -> dict[str, int]:
+    return {
+        "events of the window whose payload has no text `plan_id` (no plan: left out)": counts.events_without_plan_id,
+        "events dated before the year 1 or at minus infinity (left out)": counts.events_without_time,
+    }
+
+
+def _parameters(config: DatasetConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"datasets", "date"})
