@@ -50,22 +50,13 @@ def run_checks(
     path: Path, config: DatasetConfig, counts: BuildCounts, known_recipes: Collection[str]
 ) -> tuple[CheckResult, ...]:
     """Check the file, in the order of the contract."""
-    window, facts = Window.of(config), _facts(path)
-    nulls, unknown = _walk(path, set(known_recipes))
-    rows, excluded = facts["num_rows"], sum(counts.exclusions.values())
+    rows, excluded = pq.read_metadata(path).num_rows, sum(counts.exclusions.values())
     share = excluded / counts.num_plans_seen if counts.num_plans_seen else 0.0
-    outside = (facts["first"] or window.start_us) < window.start_us or (facts["last"] or 0) >= window.end_us
     shape = pq.read_schema(path).equals(schema.TRAINING_SCHEMA)
-    found: dict[str, tuple[bool, str]] = {
+    found = file_checks(path, Window.of(config), known_recipes) | {
         "min_rows": (rows >= config.min_rows, f"{rows:,} rows, at least {config.min_rows:,} wanted"),
-        "no_nulls": (not nulls, ", ".join(f"{n:,} in {p}" for p, n in sorted(nulls.items())) or "no null"),
-        "timestamps_in_window": (not outside, f"window {config.start_date} to {config.end_date} (exclusive)"),
-        "generated_before_accepted": _none(facts["reversed"], "rows accepted before they were generated"),
         "previous_plan_older": _none(counts.late_previous, "previous plans not older than plan time"),
         "pantry_not_newer": _none(counts.late_pantry, "pantry snapshots newer than plan time"),
-        "one_split_per_household": _none(facts["torn_households"], "households in more than one split"),
-        "event_ids_unique": _none(rows - facts["num_events"], "event ids that repeat"),
-        "recipes_known": _none(unknown, "meals of accepted plans with a recipe that is not in the catalogue"),
         "excluded_share": (
             share <= config.max_excluded_share,
             f"{excluded:,} of {counts.num_plans_seen:,} accepted plans left out ({share:.2%}), at most "
@@ -74,6 +65,21 @@ def run_checks(
         "schema": (shape, "equals the contract" if shape else "differs from the contract"),
     }
     return tuple(CheckResult(name, found[name][0], config.level(name), found[name][1]) for name in CHECKS)
+
+
+def file_checks(path: Path, window: Window, known_recipes: Collection[str]) -> dict[str, tuple[bool, str]]:
+    """The checks that need the file alone, by name: whether it passed, and a sentence for a person."""
+    facts = _facts(path)
+    nulls, unknown = _walk(path, set(known_recipes))
+    outside = (facts["first"] or window.start_us) < window.start_us or (facts["last"] or 0) >= window.end_us
+    return {
+        "no_nulls": (not nulls, ", ".join(f"{n:,} in {p}" for p, n in sorted(nulls.items())) or "no null"),
+        "timestamps_in_window": (not outside, f"window {window} (exclusive)"),
+        "generated_before_accepted": _none(facts["reversed"], "rows accepted before they were generated"),
+        "one_split_per_household": _none(facts["torn_households"], "households in more than one split"),
+        "event_ids_unique": _none(facts["num_rows"] - facts["num_events"], "event ids that repeat"),
+        "recipes_known": _none(unknown, "meals of accepted plans with a recipe that is not in the catalogue"),
+    }
 
 
 def require_checks(results: Collection[CheckResult], version: str, exclusions: Mapping[str, int]) -> None:

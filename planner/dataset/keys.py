@@ -51,6 +51,15 @@ class Window:
         """From the midnights of the config's days."""
         return cls(_midnight_us(config.start_date), _midnight_us(config.end_date))
 
+    @classmethod
+    def between(cls, start_date: str, end_date: str) -> Window:
+        """From two days as `YYYY-MM-DD`, as manifests hold them."""
+        return cls(_midnight_us(date.fromisoformat(start_date)), _midnight_us(date.fromisoformat(end_date)))
+
+    def __str__(self) -> str:
+        start, end = (datetime.fromtimestamp(us // 1_000_000, UTC) for us in (self.start_us, self.end_us))
+        return f"{start:%Y-%m-%d} to {end:%Y-%m-%d}"
+
 
 @dataclass(frozen=True)
 class KeyCounts:
@@ -70,6 +79,7 @@ def load_keys(connection: Connection, window: Window, folder: Path) -> tuple[duc
         connection: in the snapshot that the whole build reads.
         window: acceptances to take.
         folder: where DuckDB may spill.
+
     Raises:
         DatabaseError: the server refused or went away.
     """

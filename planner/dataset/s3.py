@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -103,17 +103,9 @@ def fetch_version(uri: str, cache: Path, *, verify: Callable[..., DatasetVersion
     """
     from planner.dataset.versions import parse_manifest
 
-    bucket, prefix = _split(uri)
     with _errors(uri):
         client = _client()
-        content = _get(client, bucket, f"{prefix}/{_MANIFEST}")
-        if content is None:
-            raise DatasetError(
-                f"There is no finished dataset at {uri} ({_MANIFEST} is missing). Build it with `mlflow run . -e "
-                "build_dataset`, or correct the address.",
-                uri=uri,
-                file=_MANIFEST,
-            )
+        content = _require_manifest(client, uri)
         manifest = parse_manifest(content, uri)
         folder = cache / f"{manifest['version']}-{_sha256(content)[:32]}"
         cache.mkdir(parents=True, exist_ok=True)
@@ -122,15 +114,72 @@ def fetch_version(uri: str, cache: Path, *, verify: Callable[..., DatasetVersion
                 return verify(folder, uri=uri)
             part = Path(tempfile.mkdtemp(prefix=".part-", dir=cache))
             try:
-                for name in manifest["files"]:
-                    _download(client, bucket, f"{prefix}/{name}", part / name, uri)
-                (part / _MANIFEST).write_bytes(content)
+                _download_files(client, uri, content, manifest["files"], part)
                 verify(part, uri=uri)
                 shutil.rmtree(folder, ignore_errors=True)
                 part.rename(folder)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
             return verify(folder, uri=uri)
+
+
+def download_version(uri: str, folder: Path) -> None:
+    """Fetch the files of a version into an empty folder as they are, unchecked; missing ones stay missing.
+
+    Raises:
+        DatasetError: there is no manifest, or it is damaged, or the store refuses.
+    """
+    from planner.dataset.versions import parse_manifest
+
+    with _errors(uri):
+        client = _client()
+        content = _require_manifest(client, uri)
+        names = parse_manifest(content, uri)["files"]
+        _download_files(client, uri, content, names, folder, missing_ok=True)
+
+
+def list_folders(root: str) -> dict[str, dict[str, int]]:
+    """The folders under an address, each with the sizes of its objects by name.
+
+    Raises:
+        DatasetError: the store refuses.
+    """
+    bucket, prefix = _split(root)
+    found: dict[str, dict[str, int]] = {}
+    with _errors(root):
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
+        for entry in (entry for page in pages for entry in page.get("Contents", [])):
+            folder, _, name = entry["Key"].removeprefix(f"{prefix}/").partition("/")
+            if name:
+                found.setdefault(folder, {})[name] = entry["Size"]
+    return found
+
+
+def _require_manifest(client: Any, uri: str) -> bytes:
+    bucket, prefix = _split(uri)
+    content = _get(client, bucket, f"{prefix}/{_MANIFEST}")
+    if content is None:
+        raise DatasetError(
+            f"There is no finished dataset at {uri} ({_MANIFEST} is missing). Build it with `mlflow run . -e "
+            "build_dataset`, or correct the address.",
+            uri=uri,
+            file=_MANIFEST,
+        )
+    return content
+
+
+def _download_files(
+    client: Any, uri: str, manifest: bytes, names: Iterable[str], folder: Path, *, missing_ok: bool = False
+) -> None:
+    bucket, prefix = _split(uri)
+    for name in names:
+        try:
+            _download(client, bucket, f"{prefix}/{name}", folder / name, uri)
+        except DatasetError:
+            if not missing_ok:
+                raise
+            (folder / name).unlink(missing_ok=True)
+    (folder / _MANIFEST).write_bytes(manifest)
 
 
 def _put_file(client: Any, bucket: str, key: str, path: Path, sha256: str, uri: str) -> bytes | None:
