@@ -34,9 +34,11 @@ from planner.decoding.packed import PackedModel, RowCache
 from planner.decoding.result import PlanResult
 from planner.decoding.trie import build_trie
 
-# How many more tokens in a call cost as much as another call: on 2 CPU cores (measured), and on a GPU (a guess: there
-# a call's time hardly depends on its tokens). Only the number of calls depends on it, never a plan.
-CALL_TOKENS = {"cpu": 19.0, "cuda": 400.0}
+# How many more tokens in a call cost as much as another call: on a CPU (measured: 78 ms a call, 3.6 ms a row in it and
+# 2.3 to 4.2 ms a token), and on a GPU (a guess: there a call's time hardly depends on its tokens). Only the number of
+# calls depends on it, never a plan.
+CALL_TOKENS = {"cpu": 25.0, "cuda": 400.0}
+ROW_SHARE = 0.05  # of a call's cost that each row in it adds by itself
 ROOM_FOR_PLAN = 112  # tokens that a row's cache has room for behind the prompt; it grows where that is too few
 
 # Only where `Soup x2` is a title beside `Soup`, and nothing but two servings of `Soup` would fit.
@@ -91,7 +93,8 @@ class Decoder:
         self.constraints = ConstraintIndex(catalogue)
         self.packed = PackedModel(model)
         self._tokenizer, self._max_rows, self._repeats, self._guess = tokenizer, max_rows, repeats, guess
-        self._call_tokens = CALL_TOKENS.get(self.packed.device.type, 19.0) if call_tokens is None else call_tokens
+        kind = self.packed.device.type
+        self._call_tokens = CALL_TOKENS.get(kind, CALL_TOKENS["cpu"]) if call_tokens is None else call_tokens
         self._leaves = Leaves.of(self.trie, len(catalogue.recipes))
         self._row_of = {recipe.id: row for row, recipe in enumerate(catalogue.recipes)}
         self._lock = threading.Lock()
@@ -161,7 +164,7 @@ class Decoder:
         while waiting or active:
             while waiting and len(active) < self._max_rows:
                 active.append(self._started(waiting.popleft()))
-            call_tokens = self._call_tokens / len(active)
+            call_tokens = self._call_tokens * (1 / len(active) + ROW_SHARE)
             drafts = [row.guesser.draft(row.moves, call_tokens) if row.guesser else [] for row in active]
             guessed = [[token for piece in draft for token in piece.tokens] for draft in drafts]
             fed = [(_cache(row), row.unfed() + more) for row, more in zip(active, guessed, strict=True)]
@@ -171,6 +174,7 @@ class Decoder:
                     row.guesser.learn(draft, num_right)
                 if not len(row.legal):
                     row.cache = None
+                    self._leaves.count(self._row_of[meal.recipe_id] for meal in row.moves.plan.meals)
             active = [row for row in active if row.cache is not None]
 
     def _choose(self, row: _Row, guessed: Sequence[int], states: torch.Tensor) -> int:

@@ -102,6 +102,10 @@ class PlanMoves:
         """Whether a leaf of the trie is allowed, not eaten yet, and within what is left of the budget."""
         return bool(self._price[leaf] <= self._left)
 
+    def afforded(self, low: int, high: int) -> NDArray[np.bool_]:
+        """The same of a range of leaves."""
+        return self._price[low:high] <= self._left
+
     def legal_tokens(self) -> NDArray[np.int64]:
         """Every token that may come next, ascending; empty once the plan is finished."""
         if self.finished:

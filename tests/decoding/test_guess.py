@@ -196,4 +196,19 @@ def test_kind_of_guess_that_fails_is_made_no_more(base):
     for _ in range(300):
         guesser.learn([Piece("day", (1, 2))], 2)
     assert [piece.kind for piece in guesser.draft(moves, 4.0)] == ["day"]
-    assert set(PRIORS) == {"day", "dish", "known", "few", "rest", "ending", "number"}
+    assert set(PRIORS) == {"day", "dish", "known", "often", "few", "rest", "ending", "number"}
+
+
+def test_dish_that_is_planned_for_everyone_is_guessed_for_the_next(base):
+    catalogue = tiny_catalogue(40)
+    requests = [Request(Household(f"h{index}", 2)) for index in range(6)]
+    decoder = decoder_with(base, catalogue, guess=True, max_rows=1, call_tokens=40.0)
+    wanted = encode_target(
+        base.tokenizer,
+        render_plan(Plan((Meal("monday", catalogue.recipes[17].id, 4),)), requests[0], catalogue),
+    )
+    length = len(encode_prompt(base.tokenizer, render_prompt(requests[0], catalogue)))
+    decoder.packed.scores = lambda state, ids: (ids == wanted[len(state) - length]).float()
+    results = [decoder.plan([request])[0] for request in requests]
+    assert len({r.plan for r in results}) == 1
+    assert results[-1].num_model_calls < results[0].num_model_calls
