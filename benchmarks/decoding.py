@@ -88,24 +88,27 @@ class Tally:
 
 
 def _compare(model, tokenizer, catalogue, requests, *, rows: int, rounds: int) -> None:
-    ours = {
-        "ours": Decoder(model, tokenizer, catalogue, max_rows=rows),
-        "ours without guesses": Decoder(model, tokenizer, catalogue, max_rows=rows, guess=False),
-    }
     groups = [requests[start : start + rows] for start in range(0, len(requests), rows)]
-    known = [next(iter(ours.values())).plan(group) for group in groups]  # warm, and the plans for the peers
+    plain = Decoder(model, tokenizer, catalogue, max_rows=rows, guess=False)
+    known = [plain.plan(group) for group in groups]  # warm, and the plans for the peers
     meals = sum(len(result.plan.meals) for group in known for result in group)
     tallies: dict[str, Tally] = {}
+    guessed: list[PlanResult] = []
+    costs = []
     for _ in range(rounds):
+        # A fresh one each round: it guesses what it planned before, and must not have seen these requests.
+        ours = {"ours": Decoder(model, tokenizer, catalogue, max_rows=rows), "ours without guesses": plain}
         for group, results in zip(groups, known, strict=True):
+            costs.append(_calibrate(plain, rows))
             for name, decoder in ours.items():
                 answers = _ours(tallies.setdefault(name, Tally()), decoder, group)
                 assert [a.plan for a in answers] == [r.plan for r in results], "guesses changed a plan"
+                guessed += answers if name == "ours" else []
             peers: dict[str, Callable[[], list]] = {"HF generate, unconstrained": list}
             peers |= grammar_peers(tokenizer, model.config.vocab_size, catalogue, group, results)
             for name, processors in peers.items():
                 _generate(tallies.setdefault(name, Tally()), model, tokenizer, catalogue, group, results, processors)
-    cost = _calibrate(ours["ours"], rows)
+    cost = np.median(np.array(costs), axis=0)
     print(f"\n{rows} rows at a time, {len(requests)} requests, {meals / len(requests):.1f} meals a plan, "
           f"{rounds} rounds; calibrated {cost[0] * 1e3:.0f} ms a call + {cost[1] * 1e3:.2f} ms a token")  # fmt: skip
     reference = tallies["HF generate, unconstrained"]
@@ -115,11 +118,10 @@ def _compare(model, tokenizer, catalogue, requests, *, rows: int, rounds: int) -
         floor = f"floor {(t.calls * cost[0] + t.tokens * cost[1]) / t.seconds:.0%}" if name.startswith("ours") else ""
         print(f"{name:27} {each:6.2f} CPU s a plan  x{ratio:4.2f}  calls {t.calls / t.plans:5.1f}"
               f"  tokens {t.tokens / t.plans:5.0f}  {floor}")  # fmt: skip
-    per_row = sum(r.num_model_calls for group in known for r in group)
-    decisions = sum(r.num_decisions for group in known for r in group)
-    rejected = sum(r.num_rejected for group in known for r in group)
-    print(f"calls a meal {per_row / meals:.2f}, decisions a meal {decisions / meals:.2f}, "
-          f"rejected tokens a plan {rejected / len(requests):.1f}")  # fmt: skip
+    eaten = meals * rounds
+    print(f"ours: calls a meal {sum(r.num_model_calls for r in guessed) / eaten:.2f}, decisions a meal "
+          f"{sum(r.num_decisions for r in guessed) / eaten:.2f}, rejected tokens a plan "
+          f"{sum(r.num_rejected for r in guessed) / len(guessed):.1f}")  # fmt: skip
 
 
 def _ours(tally: Tally, decoder: Decoder, group: Sequence[Request]) -> list[PlanResult]:
@@ -158,7 +160,7 @@ def _generate(tally: Tally, model, tokenizer, catalogue, group, results, process
 
 
 def _calibrate(decoder: Decoder, rows: int) -> tuple[float, float]:
-    """Seconds a call, and seconds a token in it, at a typical length: the best of a few, fitted by least squares."""
+    """Seconds a call of this many rows, and seconds a token in it, behind a typical prompt, by least squares."""
     packed, past = decoder.packed, 180
     prompt = [7 + i for i in range(past)]
     caches = []
@@ -166,9 +168,9 @@ def _calibrate(decoder: Decoder, rows: int) -> tuple[float, float]:
         caches.append(packed.new_row(past + 128))
         packed.forward([(caches[-1], prompt)])
     facts, times = [], []
-    for new in (1, 4, 16, 48):
+    for new in (1, 4, 16):
         best = 1e9
-        for _ in range(3):
+        for _ in range(2):
             started = time.process_time()
             packed.forward([(cache, prompt[:new]) for cache in caches])
             best = min(best, time.process_time() - started)
@@ -176,12 +178,13 @@ def _calibrate(decoder: Decoder, rows: int) -> tuple[float, float]:
                 cache.cut(past)
         facts.append((1.0, rows * new))
         times.append(best)
-    call, token = np.linalg.lstsq(np.array(facts), np.array(times), rcond=None)[0]
+    weights = 1 / np.array(times)  # relative errors: a long pass must not drown the short ones
+    call, token = np.linalg.lstsq(np.array(facts) * weights[:, None], np.ones(len(times)), rcond=None)[0]
     return float(call), float(token)
 
 
 def _prepare(tokenizer, size: int) -> None:
-    """Microseconds of everything that is done for a request beside the model, under random choices."""
+    """CPU microseconds of everything that is done for a request beside the model, under random choices."""
     catalogue = menu(size)
     started = time.process_time()
     trie = build_trie(catalogue, tokenizer)
@@ -192,9 +195,9 @@ def _prepare(tokenizer, size: int) -> None:
     times: dict[str, list[float]] = {name: [] for name in ("text", "filter", "walk", "decision", "guess")}
 
     def timed(name: str, work: Callable[[], object]) -> object:
-        start = time.perf_counter()
+        start = time.thread_time()
         value = work()
-        times[name].append(time.perf_counter() - start)
+        times[name].append(time.thread_time() - start)
         return value
 
     for request in requests_for(catalogue, 60):

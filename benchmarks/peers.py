@@ -85,20 +85,24 @@ def _llguidance(tokenizer: Any, vocab_size: int, tasks: Sequence[tuple[list[str]
         matchers.append(llguidance.LLMatcher(_KEPT["llguidance"], grammar))
         if matchers[-1].is_error():
             raise RuntimeError(f"llguidance: {matchers[-1].get_error()}")
-    return [_Guidance(matchers)]
+    return [_Guidance(matchers, tokenizer.eos_token_id)]
 
 
 class _Guidance(LogitsProcessor):
     """A matcher a row; the mask is unpacked by numpy, since the library's own kernel is compiled at first use."""
 
-    def __init__(self, matchers: list[Any]) -> None:
-        self._matchers, self._started = matchers, False
+    def __init__(self, matchers: list[Any], end: int) -> None:
+        self._matchers, self._end, self._started = matchers, end, False
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         for row, matcher in enumerate(self._matchers):
             if self._started and not matcher.is_stopped():
                 matcher.consume_token(int(input_ids[row, -1]))
-            if not matcher.is_stopped():
+            if matcher.is_stopped():  # the grammar ends without the end token
+                end = float(scores[row, self._end])
+                scores[row] = float("-inf")
+                scores[row, self._end] = end
+            else:
                 bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
                 scores[row].masked_fill_(torch.from_numpy(bits[: scores.shape[1]] == 0), float("-inf"))
         self._started = True

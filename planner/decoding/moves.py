@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.plan import WEEKDAYS, Meal, Plan
 from planner.decoding.constraints import Allowed
-from planner.decoding.trie import MAX_SERVINGS, NUMBER, USUAL, CatalogueTrie, Pieces
-
-NEVER = 2**62  # a price above any budget
+from planner.decoding.trie import NEVER, NUMBER, USUAL, CatalogueTrie, Pieces, servings_bound
 
 
 @dataclass(slots=True)
@@ -76,10 +74,10 @@ class PlanMoves:
         self.tokens: list[int] = []
         self.finished = False
         self._trie, self._catalogue, self._repeats, self._usual = trie, catalogue, repeats, usual
-        self._cost = np.maximum(cost_cents, 0)  # an unknown cost is allowed only without a budget
+        self._cost = cost_cents
         self._left = NEVER - 1 if allowed.budget is None else min(allowed.budget, NEVER - 1)
         self._bound = servings_bound(usual)
-        self._price = self._prices(allowed.mask)
+        self._price = np.where(allowed.mask[trie.recipe], trie.prices(cost_cents, usual), NEVER)
         self._meals: list[Meal] = []
         self._day = -1
         self._low = self._high = self._depth = 0
@@ -145,15 +143,6 @@ class PlanMoves:
             self.take(int(legal[0]))
         return np.empty(0, dtype=np.int64)
 
-    def _prices(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """The least that a leaf costs, `NEVER` where it is not allowed."""
-        trie, cost = self._trie, self._cost
-        kind = trie.servings
-        least = np.where(kind == USUAL, self._usual, np.where(kind == NUMBER, 2 if self._usual == 1 else 1, kind))
-        # The text never spells the usual servings as a number, as `render_plan` never does.
-        spelled = (kind <= 0) | ((kind != self._usual) & (kind <= self._bound))
-        return np.where(mask[trie.recipe] & spelled, cost[trie.recipe] * least, NEVER)
-
     def _offer_days(self) -> None:
         self._options = [_Option((self._trie.end,), _END)] if self._meals else []
         if self._day + 1 < _END and self._price.min() <= self._left:
@@ -183,7 +172,7 @@ class PlanMoves:
         if kind != NUMBER:
             self._eat(leaf, self._usual if kind == USUAL else kind)
             return
-        price = int(self._cost[self._trie.recipe[leaf]])
+        price = self._cost_of(int(self._trie.recipe[leaf]))
         most = self._bound if price == 0 else min(self._bound, self._left // price)
         numbers = (n for n in range(1, most + 1) if n != self._usual)
         self._options, self._pos = [_Option(self._trie.numbers[n], n) for n in numbers], 0
@@ -191,13 +180,11 @@ class PlanMoves:
     def _eat(self, leaf: int, servings: int) -> None:
         row = int(self._trie.recipe[leaf])
         self._meals.append(Meal(WEEKDAYS[self._day], self._catalogue.recipes[row].id, servings))
-        self._left -= int(self._cost[row]) * servings
+        self._left -= self._cost_of(row) * servings
         if not self._repeats:
-            self._price[self._trie.recipe == row] = NEVER
+            self._price[self._trie.leaves_of(row)] = NEVER
         self._low = self._high = 0
         self._offer_days()
 
-
-def servings_bound(usual: int) -> int:
-    """The most servings that a model may choose as a number: twice the household, at least 12, at most 200."""
-    return min(max(12, 2 * usual), MAX_SERVINGS)
+    def _cost_of(self, row: int) -> int:
+        return max(0, int(self._cost[row]))  # an unknown cost, negative, is allowed only without a budget

@@ -75,6 +75,7 @@ class PackedModel:
         heads = config.num_key_value_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._shape = (config.num_hidden_layers, heads, size)
+        self._groups = config.num_attention_heads // heads
         weight = self._head.weight
         self._dtype, self.device = weight.dtype, weight.device
         self.max_positions: int = config.max_position_embeddings
@@ -91,7 +92,7 @@ class PackedModel:
         for cache, tokens in rows:
             cache.reserve(len(tokens))
             bounds.append((start, start + len(tokens)))
-            masks.append(_causal_mask(cache.length, len(tokens), self.device))
+            masks.append(_causal_mask(cache.length, len(tokens), self._groups, self.device))
             positions.append(torch.arange(cache.length, cache.length + len(tokens)))
             start += len(tokens)
         ids = torch.tensor([token for _, tokens in rows for token in tokens], device=self.device)
@@ -173,14 +174,15 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *,
         return scaled_dot_product_attention(query[None], keys[None], values[None], is_causal=True, scale=scaling)[0]
     # The heads that share keys are more queries of them: the past is not copied once a head.
     folded = query.reshape(keys.shape[0], -1, query.shape[2])
-    if mask is not None:
-        mask = mask.repeat(groups, 1)
     one = scaled_dot_product_attention(folded[None], keys[None], values[None], attn_mask=mask, scale=scaling)
     return one[0].view(query.shape)
 
 
-def _causal_mask(num_past: int, num_new: int, device: torch.device) -> Tensor | None:
-    """Which of the row's tokens each new token sees; None where the kernel's own causal mask is right."""
+def _causal_mask(num_past: int, num_new: int, groups: int, device: torch.device) -> Tensor | None:
+    """Which of the row's tokens each new token sees, once for each of the heads that share keys.
+
+    None where no mask is needed, or the kernel's own is right.
+    """
     if num_past == 0 or num_new == 1:
         return None
-    return torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=device).tril(num_past)
+    return torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=device).tril(num_past).repeat(groups, 1)

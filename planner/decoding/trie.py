@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ MAX_SERVINGS = 200  # of one dish; a plan for more eats the household's usual se
 USUAL = 0  # a leaf of the usual servings
 NUMBER = -1  # a leaf that a number follows
 PAD = -1
+NEVER = 2**62  # a price above any budget
+_KEPT_SIZES = 16  # household sizes whose prices are kept
 _PROBE = 12  # two digits: shows how a number joins a title
 _ALL_DAYS_UP_TO = 2000  # titles that are proven under every day's label; larger catalogues under one each
 
@@ -47,6 +50,8 @@ class CatalogueTrie:
     end: int
     _nodes: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict, repr=False)
 
+    _prices: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict, repr=False)
+
     @property
     def num_leaves(self) -> int:
         """How many leaves there are: two a dish, more where a title reads like another one with servings."""
@@ -61,6 +66,40 @@ class CatalogueTrie:
             starts = np.concatenate(([0], np.flatnonzero(np.diff(column)) + 1))
             known = self._nodes[low, depth] = (column[starts].astype(np.int64), starts + low)
         return known
+
+    def prices(self, cost_cents: NDArray[np.int64], usual: int) -> NDArray[np.int64]:
+        """The least that each leaf costs for a household of `usual` servings, `NEVER` where the text never says it.
+
+        Kept for the last few sizes; a request marks what it does not allow in a copy. An unknown cost, negative, is 0:
+        it is allowed only where there is no budget.
+        """
+        known = self._prices.get(usual)
+        if known is None or known[0] is not cost_cents:
+            kind = self.servings
+            least = np.where(kind == USUAL, usual, np.where(kind == NUMBER, 2 if usual == 1 else 1, kind))
+            # The text never spells the usual servings as a number, as `render_plan` never does.
+            spelled = (kind <= 0) | ((kind != usual) & (kind <= servings_bound(usual)))
+            prices = np.where(spelled, np.maximum(cost_cents, 0)[self.recipe] * least, NEVER)
+            if len(self._prices) >= _KEPT_SIZES:
+                self._prices.clear()
+            known = self._prices[usual] = (cost_cents, prices)
+        return known[1]
+
+    def leaves_of(self, row: int) -> NDArray[np.int64]:
+        """The leaves of one recipe."""
+        order, sorted_recipe = self._by_recipe
+        low, high = np.searchsorted(sorted_recipe, (row, row + 1))
+        return order[low:high]
+
+    @cached_property
+    def _by_recipe(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        order = np.argsort(self.recipe, kind="stable")
+        return order, self.recipe[order]
+
+
+def servings_bound(usual: int) -> int:
+    """The most servings that a model may choose as a number: twice the household, at least 12, at most 200."""
+    return min(max(12, 2 * usual), MAX_SERVINGS)
 
 
 def build_trie(catalogue: Catalogue, tokenizer: Any) -> CatalogueTrie:

@@ -25,7 +25,7 @@ from planner.contracts.request import Constraints, Household, Request
 from planner.decoding.base import load_base
 from planner.decoding.constraints import ConstraintIndex
 from planner.decoding.decoder import Decoder
-from planner.decoding.moves import servings_bound
+from planner.decoding.trie import servings_bound
 from tests.tiny import tiny_catalogue, tiny_requests
 
 

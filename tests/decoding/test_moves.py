@@ -12,8 +12,8 @@ from planner.contracts.plan import DAY_INDEX
 from planner.contracts.prompt import default_servings, encode_target, parse_plan_text, render_plan
 from planner.contracts.request import Constraints, Household, Request
 from planner.decoding.constraints import ConstraintIndex
-from planner.decoding.moves import PlanMoves, servings_bound
-from planner.decoding.trie import build_trie
+from planner.decoding.moves import PlanMoves
+from planner.decoding.trie import build_trie, servings_bound
 
 # Canonical word, and the forms in which recipes and requests write it.
 WORDS = {
