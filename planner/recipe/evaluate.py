@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from planner.contracts.errors import ModelError, ReplayError
@@ -32,7 +33,7 @@ from planner.evaluation.replay import Replay, replay
 from planner.evaluation.report import write_report
 from planner.evaluation.sample import sample_examples
 from planner.promotion.candidate import mark_candidate
-from planner.promotion.results import fail_replay, record_replay, start_replay
+from planner.promotion.results import fail_replay, latest_attempt, latest_evidence, record_replay, start_replay
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console, StepResult
 from planner.recipe.environment import current_database_url
@@ -82,7 +83,7 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     log_dataset_input(contest.version, context="replay")
     run.set_tags(_tags(step, contest))
     promote = config.recipe.promote
-    names = {
+    names: dict[str, Any] = {
         "run_id": run.run_id,
         "policy": promote.policy,
         "config_defaults": promote.config_defaults,
@@ -90,6 +91,7 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
         "model_version": contest.candidate.version,
         "dataset_version": contest.version.name,
     }
+    _close_dead_attempt(names)
     with closing(connect(current_database_url())) as connection:
         start_replay(connection, **names)
     try:
@@ -105,18 +107,21 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     if gate.verdict is Verdict.PASS:
         mark_candidate(MlflowClient(), gate.model_name, gate.model_version)
     run.set_tags({"verdict": gate.verdict, "trained_on": str(replayed.trained_on).lower()})
-    run.outputs.update(_outputs(contest, replayed, gate))
+    run.outputs.update(_outputs(contest, replayed, gate), run_id=run.run_id)
 
 
 def is_whole(config: ResolvedConfig, outputs: Mapping[str, Any]) -> bool:
-    """Whether both versions are still there with the same hashes."""
+    """Whether both versions are still there with the same hashes, and the replay is the newest evidence in Postgres."""
     try:
-        return all(
+        same = all(
             read_back(outputs["model_name"], outputs[f"{who}_version"]).package_sha256 == outputs[f"{who}_sha256"]
             for who in ("model", "baseline")
         )
     except ModelError:
         return False
+    with closing(connect(current_database_url())) as connection:
+        evidence = latest_evidence(connection, outputs["model_name"], outputs["model_version"])
+    return same and evidence is not None and evidence.run_id == outputs.get("run_id")
 
 
 def tags_of(outputs: Mapping[str, Any]) -> Mapping[str, object]:
@@ -139,6 +144,21 @@ def next_command(outputs: Mapping[str, Any]) -> str | None:
             f"mlflow run . -e promote -P model_name={outputs['model_name']} -P model_version={outputs['model_version']}"
         )
     return "mlflow ui   (open replay/report.html in the run of this step)"
+
+
+def _close_dead_attempt(names: Mapping[str, Any]) -> None:
+    """A replay that was killed left its row `running`; its MLflow run has ended since."""
+    with closing(connect(current_database_url())) as connection:
+        attempt = latest_attempt(connection, names["model_name"], names["model_version"])
+        if attempt is None or attempt.status != "running" or attempt.run_id is None:
+            return
+        try:
+            if MlflowClient().get_run(attempt.run_id).info.status == "RUNNING":
+                return
+        except MlflowException:
+            return  # of another store
+        dead = {**names, "run_id": attempt.run_id}
+        fail_replay(connection, **dead, message="Its process died without a word; a later replay took over.")
 
 
 def _contest(config: ResolvedConfig, step: EvaluateConfig) -> _Contest:
@@ -215,9 +235,7 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
     )
     names = (step.model_name, contest.candidate.version, contest.baseline.version, version.name, version.digest)
     rows = replayed.read_rows()
-    gate = decide(
-        rows, Subject(*names, step.split), trained_on=replayed.trained_on, min_households=step.min_households
-    )
+    gate = decide(rows, Subject(*names, step.split), trained_on=replayed.trained_on, min_households=step.min_households)
     lineage = {"run": run.run_id, "dataset": version.uri, "digest": version.digest, "base": _base_of(contest)}
     report = write_report(folder, replayed, gate, catalogue, lineage=lineage, exclusions=_exclusions(version))
     run.log_metrics({**replayed.metrics(), **gate_metrics(gate), **difference_metrics(rows)})
@@ -280,8 +298,8 @@ def _outputs(contest: _Contest, replayed: Replay, gate: GateResult) -> dict[str,
 def _lines(gate: GateResult) -> list[str]:
     width = max(len(name) for name in SCORES)
     lines = ["", f"{'score':<{width}}  candidate  baseline"]
-    lines += [f"{n:<{width}}  {gate.scores[n]:9.4f}  {gate.baseline_scores[n]:8.4f}" for n in SCORES if n in gate.scores]
+    lines += [
+        f"{n:<{width}}  {gate.scores[n]:9.4f}  {gate.baseline_scores[n]:8.4f}" for n in SCORES if n in gate.scores
+    ]
     lines += ["", f"Gate: {gate.verdict} for {gate.model_name} version {gate.model_version}"]
     return lines + [f"  - {reason}" for reason in gate.reasons]
-
-
