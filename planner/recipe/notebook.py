@@ -28,8 +28,9 @@ class Recipe:
         use_tracking_store(self.config)
 
     def run(self, step: str, **parameters: object) -> Mapping[str, Any]:
-        """Run one step and return its outputs; parameters are those of the entry point (`epochs=1`)."""
-        return run_single(_known(step), self.config.profile, {f"{step}.{k}": str(v) for k, v in parameters.items()})
+        """Run one step and return its outputs; parameters are those of the entry point, None is not given."""
+        given = {f"{step}.{name}": str(value) for name, value in parameters.items() if value is not None}
+        return run_single(_known(step), self.config.profile, given)
 
     def inspect(self, step: str) -> dict[str, Any]:
         """Outputs, metrics, params and tags of the step's newest finished run; empty when there is none."""

@@ -16,11 +16,12 @@ from planner.contracts.errors import PlannerError
 from planner.dataset.database import connect
 from planner.promotion.candidate import ALIAS, promote_candidate
 from planner.promotion.config import PromoteConfig
-from planner.promotion.results import latest_evidence
+from planner.promotion.results import Evidence, latest_evidence
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console, StepResult
 from planner.recipe.environment import current_database_url
 from planner.recipe.fingerprint import step_fingerprint
+from planner.recipe.lineage import dataset_tags
 from planner.recipe.registry import find_alias, get_version, newest_trained
 from planner.recipe.tracking import StepRun
 
@@ -49,6 +50,7 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
         model_name=promotion.model_name,
         model_version=promotion.model_version,
         stage=promotion.stage,
+        **_dataset_of_replay(promotion.evidence),
         policy_version_id=policy.id,
         policy_version=policy.version,
         variant=promotion.variant.name if promotion.variant else None,
@@ -69,8 +71,8 @@ def is_whole(config: ResolvedConfig, outputs: Mapping[str, Any]) -> bool:
 
 
 def tags_of(outputs: Mapping[str, Any]) -> Mapping[str, object]:
-    """Which version."""
-    return {"model_name": outputs["model_name"], "model_version": outputs["model_version"]}
+    """Data and model."""
+    return {**dataset_tags(outputs), "model_name": outputs["model_name"], "model_version": outputs["model_version"]}
 
 
 def result_of(outputs: Mapping[str, Any], *, seconds: float) -> StepResult:
@@ -84,6 +86,12 @@ def result_of(outputs: Mapping[str, Any], *, seconds: float) -> StepResult:
 def next_command(outputs: Mapping[str, Any]) -> str | None:
     """Serve it."""
     return f"mlflow models serve -m models:/{outputs['model_name']}@{ALIAS} --env-manager local"
+
+
+def _dataset_of_replay(evidence: Evidence) -> dict[str, str | None]:
+    """On what the version passed; the digest stands in the replay's run alone."""
+    tags = MlflowClient().get_run(evidence.run_id or "").data.tags
+    return {"dataset_version": evidence.dataset_version, "dataset_digest": tags.get("dataset_digest")}
 
 
 def _resolved(config: ResolvedConfig) -> PromoteConfig:

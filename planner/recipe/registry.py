@@ -130,7 +130,7 @@ def get_version(model_name: str, version: str) -> ModelVersion:
             return client.get_model_version(model_name, str(version))
         return client.get_model_version_by_alias(model_name, str(version).removeprefix("@"))
     except MlflowException:
-        known = ", ".join(v.version for v in all_versions(model_name)) or "none"
+        known = ", ".join(str(v.version) for v in all_versions(model_name)) or "none"
         raise ModelError(
             f"There is no version {version!r} of the model {model_name!r}; there are: {known}. "
             "Pass model_version=<number>, or train one with `mlflow run . -e train`.",

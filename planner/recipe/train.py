@@ -63,7 +63,11 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
         rows_in=report.num_train_rows + report.num_overlong,
         rows_out=report.num_train_rows,
         best_epoch=report.best_epoch,
-        lines=[f"Registered {registered.name} version {registered.version}; read back and verified."],
+        resumed_from_step=report.resumed_from_step,
+        lines=[
+            *_resumed(report),
+            f"Registered {registered.name} version {registered.version}; read back and verified.",
+        ],
     )
 
 
@@ -148,7 +152,12 @@ def _train(
 
 
 def _register(
-    run: StepRun, step: TrainConfig, version: DatasetVersion, catalogue: Catalogue, base: BaseFiles, report: TrainingReport
+    run: StepRun,
+    step: TrainConfig,
+    version: DatasetVersion,
+    catalogue: Catalogue,
+    base: BaseFiles,
+    report: TrainingReport,
 ) -> RegisteredVersion:
     lineage = Lineage(
         dataset_version=version.name,
@@ -174,6 +183,12 @@ def _register(
             },
             description=_model_card(step, version, base, report),
         )
+
+
+def _resumed(report: TrainingReport) -> list[str]:
+    if report.resumed_from_step is None:
+        return []
+    return [f"Went on from step {report.resumed_from_step:,} of {report.num_steps:,}, where an earlier run stopped."]
 
 
 def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, report: TrainingReport) -> str:
