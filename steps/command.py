@@ -35,6 +35,9 @@ def prepare() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"The package {error.name!r} is missing. Run `python3.11 start.py setup` and use .venv/bin/mlflow.")
     check_packages()
+    from planner.recipe.parents import remember_parents
+
+    remember_parents()  # now: importing the rest takes seconds, in which `mlflow run` may be killed
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlflow
 from mlflow.exceptions import ExecutionException
+from mlflow.tracking import MlflowClient
 
 from planner.contracts.errors import ConfigError, PlannerError
 from planner.contracts.gate import Verdict
@@ -19,7 +20,15 @@ from planner.recipe.config import PROJECT, STEPS, ResolvedConfig, load_config
 from planner.recipe.console import Console, StepResult, print_results
 from planner.recipe.environment import database_url, use_tracking_store
 from planner.recipe.runner import step_module
-from planner.recipe.tracking import ERROR_TAG, StepRun, committed_outputs, find_committed, step_run
+from planner.recipe.tracking import (
+    ERROR_TAG,
+    StepRun,
+    Terminated,
+    committed_outputs,
+    end_children,
+    find_committed,
+    step_run,
+)
 
 
 class StepFailedError(PlannerError):
@@ -93,6 +102,13 @@ def _run_child(profile: str, step: str, overrides: Mapping[str, Any]) -> Mapping
         failed = [run for run in _children(step) if run.info.run_id not in before]
         message = failed[0].data.tags.get(ERROR_TAG) if failed else None
         raise StepFailedError(f"Step {step} failed: {message or 'see its output above.'}", step=step) from None
+    except (Terminated, KeyboardInterrupt):
+        # Now, while the embedded server still runs, and with their runs: a step that is starting cannot end its own.
+        end_children()
+        for run in _children(step):
+            if run.info.run_id not in before and run.info.status == "RUNNING":
+                MlflowClient().set_terminated(run.info.run_id, "KILLED")
+        raise
     done = [run for run in _children(step) if run.info.run_id not in before]
     outputs = committed_outputs(done[0]) if done else None
     if outputs is None:
@@ -118,7 +134,7 @@ def _note_reuse(config: ResolvedConfig, step: str, fingerprint: str, run_id: str
     """Leave a child run that says which earlier run's result stands in for the step."""
     with mlflow.start_run(nested=True, run_name=f"{step} (reused)") as child:
         run = StepRun(child.info.run_id, step)
-        run.set_tags({"step": step, "profile": config.profile, "reused_from": run_id})
+        run.set_tags({"step": step, "profile": config.profile, "fingerprint": fingerprint, "reused_from": run_id})
         run.set_tags(step_module(step).tags_of(outputs))
 
 

@@ -28,6 +28,7 @@ from planner.contracts.errors import PlannerError
 from planner.recipe.cli import describe
 from planner.recipe.config import ResolvedConfig, flatten
 from planner.recipe.environment import git_state
+from planner.recipe.parents import parents_are_gone, process_name
 
 COMMIT_TAG = "planner.committed"
 ERROR_TAG = "planner.error"
@@ -125,15 +126,23 @@ def find_committed(step: str, fingerprint: str) -> tuple[str, Mapping[str, Any]]
 
 
 def reap_dead_runs() -> int:
-    """End runs of this machine whose process is gone (kill -9 leaves them RUNNING); returns how many."""
-    client, reaped = MlflowClient(), 0
-    for run in client.search_runs([active_experiment_id()], "attributes.status = 'RUNNING'"):
-        lease = run.data.tags.get(LEASE_TAG)
-        if lease and run.info.run_id != os.environ.get("MLFLOW_RUN_ID") and _lease_is_dead(lease):
-            client.set_tag(run.info.run_id, ERROR_TAG, "Its process died without a word; the next run took over.")
-            client.set_terminated(run.info.run_id, "KILLED")
-            reaped += 1
-    return reaped
+    """End runs of this machine whose process is gone (kill -9 leaves them RUNNING); returns how many.
+
+    A run without a lease was killed while its step was starting; it is known by its parent, which no longer runs.
+    """
+    client, mine = MlflowClient(), os.environ.get("MLFLOW_RUN_ID")
+    open_runs = client.search_runs([active_experiment_id()], "attributes.status = 'RUNNING'")
+    leases = {run.info.run_id: run.data.tags.get(LEASE_TAG) for run in open_runs if run.info.run_id != mine}
+    dead = {run_id for run_id, lease in leases.items() if lease and _lease_is_dead(lease)}
+    living = {run.info.run_id for run in open_runs} - dead
+    for run in open_runs:
+        parent = run.data.tags.get("mlflow.parentRunId")
+        if run.info.run_id in leases and not leases[run.info.run_id] and parent and parent not in living:
+            dead.add(run.info.run_id)
+    for run_id in sorted(dead):
+        client.set_tag(run_id, ERROR_TAG, "Its process died without a word; the next run took over.")
+        client.set_terminated(run_id, "KILLED")
+    return len(dead)
 
 
 def active_experiment_id() -> str:
@@ -210,7 +219,7 @@ def _signals_as_exceptions(*, watch_parents: bool) -> Iterator[None]:
 
 def end_children(grace_seconds: float = 20.0) -> None:
     """Ask the step processes below this one to stop and wait until they have."""
-    children = [c for c in psutil.Process().children(recursive=True) if "postgres" not in _name(c)]
+    children = [c for c in psutil.Process().children(recursive=True) if "postgres" not in process_name(c)]
     for child in children:
         with contextlib.suppress(psutil.Error):
             child.terminate()
@@ -221,23 +230,11 @@ def end_children(grace_seconds: float = 20.0) -> None:
 
 
 def _watch_parents(over: threading.Event) -> None:
-    """Send ourselves SIGTERM when the process that started us dies; shells in between are watched as well."""
-    watched = []
-    for parent in psutil.Process().parents():
-        watched.append(parent)
-        if _name(parent) not in {"bash", "sh", "dash", "zsh", "cmd.exe"}:
-            break
-    while not over.wait(1.0):
-        if not all(parent.is_running() for parent in watched):
-            os.kill(os.getpid(), signal.SIGTERM)
+    """Send ourselves SIGTERM once the process that started us is gone."""
+    while not parents_are_gone():
+        if over.wait(1.0):
             return
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return str(process.name())
-    except psutil.Error:
-        return ""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def message_of(error: BaseException) -> str:
