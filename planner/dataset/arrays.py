@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -29,12 +29,13 @@ def items(rows: Sequence[Sequence[Item]]) -> pa.ListArray:
     return _list_of(schema.ITEM, rows)
 
 
-def pantries(snapshots: Mapping[Any, Sequence[Item]], wanted: Sequence[Any]) -> pa.StructArray:
-    """`struct<items>` per wanted id; each snapshot is converted once, an id of None is the empty pantry."""
-    position = {key: index for index, key in enumerate(snapshots)}
-    distinct = items([*snapshots.values(), ()])
-    taken = distinct.take(pa.array([position.get(key, len(position)) for key in wanted], pa.int64()))
-    return pa.StructArray.from_arrays([taken], fields=list(schema.INPUT.field("pantry").type))
+def pantries(snapshots: pa.ListArray, places: Sequence[int | None]) -> pa.StructArray:
+    """`struct<items>` per place: the snapshot that stands there; None is the empty pantry."""
+    distinct = pa.concat_arrays([snapshots, items([()])])
+    chosen = [len(snapshots) if place is None else place for place in places]
+    return pa.StructArray.from_arrays(
+        [distinct.take(pa.array(chosen, pa.int64()))], fields=list(schema.INPUT.field("pantry").type)
+    )
 
 
 def _list_of(element: pa.StructType, rows: Sequence[Sequence[tuple[Any, ...]]]) -> pa.ListArray:

@@ -12,21 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
-import psycopg2
 import pyarrow as pa
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts import schema
 from planner.contracts.split import split_of
 from planner.dataset import arrays, values
-from planner.dataset.database import query_error
+from planner.dataset.columns import column_of, item_column
+from planner.dataset.fetch import Rows, fetch_columns, fetch_rows, query
 from planner.dataset.keys import EDIT_KINDS
-from planner.dataset.values import Meals, Notes
+from planner.dataset.plans import Events, Key, fetch_events, previous_plans
+from planner.dataset.values import Notes
 
 BATCH_PLANS = 4096
-_FETCH_ROWS = 512
-Key = dict[str, Any]
-Rows = dict[Any, tuple[Any, ...]]
 
 
 @dataclass
@@ -47,6 +45,7 @@ def iter_batches(
     Raises:
         DatabaseError: the server refused or went away.
     """
+    known = pa.array(known_recipes, pa.string())
     (total,), *_ = keys.execute("SELECT count(*) FROM plans").fetchall()
     for start in range(0, total, BATCH_PLANS):
         result = keys.execute(
@@ -58,132 +57,77 @@ def iter_batches(
         )
         names = [column[0] for column in result.description or ()]
         plans = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-        yield _assemble(connection, keys, plans, known_recipes, assembly)
+        yield _assemble(connection, keys, plans, known, assembly)
 
 
 def _assemble(
     connection: Connection,
     keys: duckdb.DuckDBPyConnection,
     plans: Sequence[Key],
-    known: Collection[str],
+    known: pa.StringArray,
     assembly: Assembly,
 ) -> pa.RecordBatch:
     notes = assembly.notes
-    accepted = _fetch(connection, _ACCEPTED, [plan["accepted_id"] for plan in plans])
-    meals = {key: values.plan_meals(row[2], known) for key, row in accepted.items()}
-    kept = [plan for plan in plans if meals[plan["accepted_id"]] is not None]
+    accepted = fetch_events(connection, _ACCEPTED, [plan["accepted_id"] for plan in plans], known)
+    kept = [plan for plan in plans if accepted.is_valid(plan["accepted_id"])]
     assembly.invalid_plans += len(plans) - len(kept)
-    generated = _fetch(connection, _GENERATED, [plan["generated_id"] for plan in kept])
-    previous = _previous_plans(connection, keys, kept, assembly)
+    generated = fetch_events(connection, _GENERATED, [plan["generated_id"] for plan in kept], known)
+    previous, late = previous_plans(connection, keys, kept)
+    assembly.late_previous += late
     assembly.late_pantry += sum(plan["pantry_us"] is not None and plan["pantry_us"] > plan["t"] for plan in kept)
-    homes = [accepted[plan["accepted_id"]][0] for plan in kept]
+    homes = [accepted.members[plan["accepted_id"]][0] for plan in kept]
+    households = fetch_rows(connection, _HOUSEHOLDS, homes)
     columns = {
         "input": pa.StructArray.from_arrays(
             [
-                _households(connection, homes, notes),
+                _households(households, homes, notes),
                 _pantries(connection, kept, notes),
                 _constraints(connection, homes, kept, notes),
-                *_contexts([generated[plan["generated_id"]] for plan in kept], notes),
-                arrays.plans(previous),
+                *_contexts([generated.members[plan["generated_id"]] for plan in kept], notes),
+                previous,
             ],
             fields=list(schema.INPUT),
         ),
         "target": pa.StructArray.from_arrays(
-            [arrays.plans([meals[plan["accepted_id"]] for plan in kept]), _edits(connection, kept, notes)],
+            [accepted.take([plan["accepted_id"] for plan in kept]), _edits(connection, kept, notes)],
             fields=list(schema.TARGET),
         ),
-        "metadata": _metadata(connection, kept, accepted, generated, homes, known, notes),
+        "metadata": _metadata(kept, accepted, generated, [households[home][3] for home in homes], notes),
         "split": pa.array([split_of(home) for home in homes], pa.string()),
     }
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema.TRAINING_SCHEMA)
 
 
 def _metadata(
-    connection: Connection,
-    kept: Sequence[Key],
-    accepted: Rows,
-    generated: Rows,
-    homes: Sequence[str],
-    known: Collection[str],
-    notes: Notes,
+    kept: Sequence[Key], accepted: Events, generated: Events, regions: Sequence[str | None], notes: Notes
 ) -> pa.StructArray:
-    regions = _fetch(connection, _REGIONS, homes)
-    policies, proposals = [], []
+    policies = []
     for plan in kept:
-        row = generated[plan["generated_id"]]
-        policy = values.context_text(row[3], notes)
-        policies.append(policy if policy is not None else values.context_text(accepted[plan["accepted_id"]][3], notes))
-        proposals.append(values.plan_meals(row[0], known))
+        policy = values.context_text(generated.members[plan["generated_id"]][2], notes)
+        last = accepted.members[plan["accepted_id"]][2]
+        policies.append(policy if policy is not None else values.context_text(last, notes))
     return pa.StructArray.from_arrays(
         [
             pa.array([plan["accepted_us"] for plan in kept], pa.int64()).cast(schema.TIME),
             pa.array([plan["t"] for plan in kept], pa.int64()).cast(schema.TIME),
             pa.array(policies, pa.string()),
             pa.array([plan["accepted_id"] for plan in kept], pa.string()),
-            pa.array([accepted[plan["accepted_id"]][1] for plan in kept], pa.string()),
-            pa.array([regions[home][0] for home in homes], pa.string()),
-            arrays.plans(proposals),
+            pa.array([accepted.members[plan["accepted_id"]][1] for plan in kept], pa.string()),
+            pa.array(regions, pa.string()),
+            generated.take([plan["generated_id"] for plan in kept]),
         ],
         fields=list(schema.METADATA),
     )
 
 
-def _previous_plans(
-    connection: Connection, keys: duckdb.DuckDBPyConnection, kept: Sequence[Key], assembly: Assembly
-) -> list[Meals | None]:
-    """Step back from the latest acceptance before plan time until one of another plan meets the contract.
-
-    The first step came with the keys; the others look twice as far back each round, so that a household with a long
-    row of broken plans costs a few rounds and not one query per plan.
-    """
-    found: dict[int, tuple[Meals, int]] = {}
-    checked: dict[str, Meals | None] = {}
-    open_plans = {plan["ordinal"]: plan for plan in kept if plan["previous_rn"] is not None}
-    steps: list[tuple[int, str, str, int, int]] = [
-        (number, plan["previous_id"], plan["previous_p"], plan["previous_us"], plan["previous_rn"])
-        for number, plan in open_plans.items()
-    ]
-    reach = 1
-    while steps:
-        wanted = {id_ for number, id_, p, *_ in steps if p != open_plans[number]["p"] and id_ not in checked}
-        checked |= {key: values.plan_meals(row[0]) for key, row in _fetch(connection, _PREVIOUS, wanted).items()}
-        lowest: dict[int, int] = {}
-        for number, id_, p, us, rn in steps:
-            lowest[number] = min(rn, lowest.get(number, rn))
-            meals = checked.get(id_) if p != open_plans[number]["p"] else None
-            if meals is not None and number not in found:
-                found[number] = (meals, us)
-        missing = [(number, open_plans[number]["h"], rn) for number, rn in lowest.items() if number not in found]
-        steps, reach = _step_back(keys, missing, reach), reach * 2
-    assembly.late_previous += sum(us >= open_plans[number]["t"] for number, (_, us) in found.items())
-    return [found[plan["ordinal"]][0] if plan["ordinal"] in found else None for plan in kept]
-
-
-def _step_back(
-    keys: duckdb.DuckDBPyConnection, missing: Sequence[tuple[int, str, int]], reach: int
-) -> list[tuple[int, str, str, int, int]]:
-    if not missing:
-        return []
-    todo = pa.table(list(map(pa.array, zip(*missing, strict=True))), names=["ordinal", "h", "rn"])
-    keys.register("todo", todo)
-    rows: list[tuple[int, str, str, int, int]] = keys.execute(
-        "SELECT todo.ordinal, a.id::VARCHAR, a.p, a.us, a.rn FROM todo JOIN acceptances a ON a.h = todo.h "
-        "AND a.rn < todo.rn AND a.rn >= todo.rn - ? ORDER BY todo.ordinal, a.rn DESC",
-        [reach],
-    ).fetchall()
-    keys.unregister("todo")
-    return rows
-
-
-def _households(connection: Connection, homes: Sequence[str], notes: Notes) -> pa.StructArray:
-    rows = _fetch(connection, _HOUSEHOLDS, homes)
+def _households(rows: Rows, homes: Sequence[str], notes: Notes) -> pa.StructArray:
     clean = {
         home: (
             values.int32(size, "household sizes", notes, least=0),
             values.texts(preferences, notes),
             values.texts(restrictions, notes),
         )
-        for home, (size, preferences, restrictions) in rows.items()
+        for home, (size, preferences, restrictions, _) in rows.items()
     }
     return pa.StructArray.from_arrays(
         [
@@ -197,14 +141,18 @@ def _households(connection: Connection, homes: Sequence[str], notes: Notes) -> p
 
 
 def _pantries(connection: Connection, kept: Sequence[Key], notes: Notes) -> pa.StructArray:
-    rows = _fetch(connection, _PANTRIES, {plan["pantry_id"] for plan in kept} - {None})
-    items = {key: values.pantry_items(text, notes) for key, (text,) in rows.items()}
-    return arrays.pantries(items, [plan["pantry_id"] for plan in kept])
+    ids = {plan["pantry_id"] for plan in kept} - {None}
+    table = fetch_columns(connection, _PANTRIES, "FROM public.pantry_snapshots", "items", ids)
+    places = {int(id_): place for place, id_ in enumerate(table.column(0).to_pylist())}
+    return arrays.pantries(
+        item_column(column_of(table.column(1)), notes),
+        [None if plan["pantry_id"] is None else places[plan["pantry_id"]] for plan in kept],
+    )
 
 
 def _constraints(connection: Connection, homes: Sequence[str], kept: Sequence[Key], notes: Notes) -> pa.StructArray:
     versions: dict[str, list[tuple[Any, ...]]] = {}
-    for home, *version in _query(connection, _CONSTRAINTS, sorted(set(homes))):
+    for home, *version in query(connection, _CONSTRAINTS, (sorted(set(homes)),)):
         versions.setdefault(home, []).append(tuple(version))
     limits = []
     for home, plan in zip(homes, kept, strict=True):
@@ -229,7 +177,7 @@ def _constraints(connection: Connection, homes: Sequence[str], kept: Sequence[Ke
 
 def _contexts(rows: Sequence[tuple[Any, ...]], notes: Notes) -> tuple[pa.Array, pa.Array]:
     workflows, modes = [], []
-    for _, workflow, mode, _ in rows:
+    for workflow, mode, _ in rows:
         workflow, mode = values.context_text(workflow, notes), values.context_text(mode, notes)
         workflows.append("plan-first" if workflow is None else workflow)
         modes.append("autopilot" if mode is None else mode)
@@ -237,49 +185,27 @@ def _contexts(rows: Sequence[tuple[Any, ...]], notes: Notes) -> tuple[pa.Array, 
 
 
 def _edits(connection: Connection, kept: Sequence[Key], notes: Notes) -> pa.ListArray:
-    rows = _fetch(connection, _EDITS, [id_ for plan in kept for id_ in plan["edit_ids"]])
-    edits = {key: values.edit_row(EDIT_KINDS[kind], payload, notes) for key, (kind, payload) in rows.items()}
+    ids = [id_ for plan in kept for id_ in plan["edit_ids"]]
+    columns = (column.to_pylist() for column in fetch_columns(connection, _EDITS, "FROM exp.events", "payload", ids))
+    edits = {
+        key: values.edit_row(EDIT_KINDS[kind], payload, notes) for key, kind, payload in zip(*columns, strict=True)
+    }
     return arrays.edits([[edits[id_] for id_ in plan["edit_ids"]] for plan in kept])
 
 
-_EVENTS = "FROM exp.events WHERE id = ANY(%s::uuid[])"
-_ACCEPTED = (
-    "SELECT id::text, unit_id::text, payload->>'plan_id', (payload->'plan')::text, "
-    f"(context->'policy_version_id')::text {_EVENTS}"
-)
-_GENERATED = (
-    "SELECT id::text, (payload->'plan')::text, (context->'workflow_type')::text, (context->'mode')::text, "
-    f"(context->'policy_version_id')::text {_EVENTS}"
-)
-_PREVIOUS = f"SELECT id::text, (payload->'plan')::text {_EVENTS}"
-_EDITS = f"SELECT id::text, event_type::text, payload::text {_EVENTS}"
-_PANTRIES = "SELECT id, items::text FROM public.pantry_snapshots WHERE id = ANY(%s::bigint[])"
+_PLAN, _POLICY = "(payload->'plan')::text", "(context->'policy_version_id')::text"
+# The id, the plan, and what `members` hold.
+_ACCEPTED = ("id::text", _PLAN, "unit_id::text", "payload->>'plan_id'", _POLICY)
+_GENERATED = ("id::text", _PLAN, "(context->'workflow_type')::text", "(context->'mode')::text", _POLICY)
+_PANTRIES = ("id::text", "items::text")
+_EDITS = ("id::text", "event_type::text", "payload::text")
 _HOUSEHOLDS = (
-    "SELECT id::text, size, preferences::text[], dietary_restrictions::text[] FROM public.households "
+    "SELECT id::text, size, preferences::text[], dietary_restrictions::text[], region::text FROM public.households "
     "WHERE id = ANY(%s::text[])"
 )
-_REGIONS = "SELECT id::text, region::text FROM public.households WHERE id = ANY(%s::text[])"
 _CONSTRAINTS = (
     "SELECT household_id::text, CASE WHEN valid_from >= '0001-01-01 00:00:00+00' THEN CASE WHEN isfinite(valid_from) "
     f"THEN (extract(epoch FROM valid_from) * 1000000)::bigint ELSE {2**63 - 1} END ELSE {-(2**63)} END, budget::text, "
     "max_prep_time, excluded_ingredients::text[] FROM public.household_constraints "
     "WHERE household_id = ANY(%s::text[]) ORDER BY household_id, valid_from"
 )
-
-
-def _fetch(connection: Connection, query: str, ids: Collection[Any]) -> Rows:
-    """Rows by their first column; each distinct id is fetched once."""
-    return {row[0]: row[1:] for row in _query(connection, query, sorted(set(ids)))}
-
-
-def _query(connection: Connection, query: str, ids: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Rows for the ids through a server-side cursor: a payload of 10 MB must not meet 4,000 others in memory."""
-    if not ids:
-        return
-    try:
-        with connection.cursor(name="wide") as cursor:
-            cursor.itersize = _FETCH_ROWS
-            cursor.execute(query, (ids,))
-            yield from cursor
-    except psycopg2.Error as error:
-        raise query_error(error, "fetching rows by id") from None

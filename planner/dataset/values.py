@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
 from planner.contracts.plan import MAX_INT32, plan_problem
@@ -87,7 +88,7 @@ def recipe_ingredients(text: str | None, notes: Notes) -> tuple[Item, ...]:
 
 def context_text(text: str | None, notes: Notes) -> str | None:
     """A text of an event's context; null where it is absent or not a text."""
-    value = decode(text)
+    value = _decode_short(text) if text is not None and len(text) < 200 else decode(text)
     if value is not None and not isinstance(value, str):
         notes["context values that are no text (taken as absent)"] += 1
         return None
@@ -124,6 +125,12 @@ def int32(value: int | None, what: str, notes: Notes, *, least: int = -MAX_INT32
         return value
     notes[f"{what} out of range (null)"] += 1
     return None
+
+
+@lru_cache(maxsize=4096)
+def _decode_short(text: str) -> Any:
+    """Contexts are the same few texts over and over."""
+    return decode(text)
 
 
 def _items(text: str | None, notes: Notes, owner: str) -> tuple[Item, ...]:
