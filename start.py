@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> int:
         return 1
     environment = {**os.environ, "PATH": f"{BINARIES}{os.pathsep}{os.environ.get('PATH', '')}"}
     environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the others on a shared machine
     calls = {
         "run": [BINARIES / "mlflow", "run", ".", "--env-manager", "local", *rest],
         "test": [BINARIES / "python", "-m", "pytest", *(rest or ["-m", "not gpu"])],
