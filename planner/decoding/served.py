@@ -146,7 +146,7 @@ def log_arguments(folder: Path, catalogue: Catalogue | None = None) -> dict[str,
         "code_paths": [str(package)],
         "signature": signature(),
         "input_example": input_example(catalogue),
-        "pip_requirements": [f"{name}=={version(name)}" for name in REQUIREMENTS],
+        "pip_requirements": [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
     }
 
 
