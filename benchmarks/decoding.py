@@ -1,17 +1,20 @@
 """Constrained decoding of this project against Hugging Face's `generate`, alone and with grammar libraries.
 
 In: a base model's name or folder, and optionally an adapter and a dataset version (then its catalogue and test
-requests; else synthetic ones). Out: lines of CPU seconds a plan, model calls, tokens, and the share of the floor
-`calls x t_call + tokens x t_token` that is calibrated in the same run; and what preparing a request costs by catalogue
-size. xgrammar and llguidance take part where they can be imported; they are no dependencies of this project.
+requests; else synthetic ones). Out: lines of CPU seconds a plan, model calls, tokens (the prompt's included), and the
+share of the floor `calls x t_call + tokens x t_token` that is calibrated in the same run; and what preparing a request
+costs by catalogue size. xgrammar and llguidance take part where they can be imported (`pip install --no-deps --target`
+a folder of your own, and put that on PYTHONPATH); they are no dependencies of this project.
 
 Run: `python -m benchmarks.decoding smollm2-135m --adapter FOLDER --dataset .planner/datasets/planner/2018-01-01`
-(2 to 3 minutes; `--requests 8 --rounds 3` for figures to quote; `--only prepare` or `--only plans` for one half).
+(about 4 minutes; `--requests 8 --rounds 3` for figures to quote; `--only prepare` or `--only plans` for one half;
+`--alone` without the peers, as for a large synthetic catalogue: `--recipes 100000`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prepare", type=int, nargs="*", default=[500, 5000, 100_000], help="catalogue sizes")
+    parser.add_argument("--alone", action="store_true", help="without the peers")
     parser.add_argument("--only", choices=("plans", "prepare"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -62,7 +66,7 @@ def main() -> None:
         catalogue, requests = _workload(options, most)
         print(f"{len(catalogue.recipes)} recipes; adapter {'merged' if options.adapter else 'none'}")
         for rows, few in ((1, requests[: options.requests]), *((rows, requests[:rows]) for rows in options.batches)):
-            _compare(model, base.tokenizer, catalogue, few, rows=rows, rounds=options.rounds)
+            _compare(model, base.tokenizer, catalogue, few, rows=rows, rounds=options.rounds, alone=options.alone)
 
 
 def _workload(options: argparse.Namespace, most: int) -> tuple[Catalogue, list[Request]]:
@@ -87,7 +91,7 @@ class Tally:
     tokens: int = 0
 
 
-def _compare(model, tokenizer, catalogue, requests, *, rows: int, rounds: int) -> None:
+def _compare(model, tokenizer, catalogue, requests, *, rows: int, rounds: int, alone: bool) -> None:
     groups = [requests[start : start + rows] for start in range(0, len(requests), rows)]
     plain = Decoder(model, tokenizer, catalogue, max_rows=rows, guess=False)
     known = [plain.plan(group) for group in groups]  # warm, and the plans for the peers
@@ -104,19 +108,27 @@ def _compare(model, tokenizer, catalogue, requests, *, rows: int, rounds: int) -
                 answers = _ours(tallies.setdefault(name, Tally()), decoder, group)
                 assert [a.plan for a in answers] == [r.plan for r in results], "guesses changed a plan"
                 guessed += answers if name == "ours" else []
-            peers: dict[str, Callable[[], list]] = {"HF generate, unconstrained": list}
-            peers |= grammar_peers(tokenizer, model.config.vocab_size, catalogue, group, results)
-            for name, processors in peers.items():
-                _generate(tallies.setdefault(name, Tally()), model, tokenizer, catalogue, group, results, processors)
+            if alone:
+                continue
+            prompts = [encode_prompt(tokenizer, render_prompt(request, catalogue)) for request in group]
+            count = max(result.num_tokens for result in results)  # of a batch, the longest
+            free: dict[str, int] = {"HF generate, unconstrained": count}
+            free["HF generate, as much as JSON"] = max(_num_json_tokens(tokenizer, catalogue, r) for r in results)
+            for name, num_new in free.items():
+                _generate(tallies.setdefault(name, Tally()), model, tokenizer, prompts, num_new, list)
+            for name, processors in grammar_peers(
+                tokenizer, model.config.vocab_size, catalogue, group, results
+            ).items():
+                _generate(tallies.setdefault(name, Tally()), model, tokenizer, prompts, 4 * count, processors)
     cost = np.median(np.array(costs), axis=0)
     print(f"\n{rows} rows at a time, {len(requests)} requests, {meals / len(requests):.1f} meals a plan, "
           f"{rounds} rounds; calibrated {cost[0] * 1e3:.0f} ms a call + {cost[1] * 1e3:.2f} ms a token")  # fmt: skip
-    reference = tallies["HF generate, unconstrained"]
+    reference = tallies["ours without guesses" if alone else "HF generate, unconstrained"]
     for name, t in tallies.items():
         each = t.seconds / t.plans
         ratio = reference.seconds / reference.plans / each
         floor = f"floor {(t.calls * cost[0] + t.tokens * cost[1]) / t.seconds:.0%}" if name.startswith("ours") else ""
-        print(f"{name:27} {each:6.2f} CPU s a plan  x{ratio:4.2f}  calls {t.calls / t.plans:5.1f}"
+        print(f"{name:28} {each:6.2f} CPU s a plan  x{ratio:4.2f}  calls {t.calls / t.plans:5.1f}"
               f"  tokens {t.tokens / t.plans:5.0f}  {floor}")  # fmt: skip
     eaten = meals * rounds
     print(f"ours: calls a meal {sum(r.num_model_calls for r in guessed) / eaten:.2f}, decisions a meal "
@@ -134,15 +146,22 @@ def _ours(tally: Tally, decoder: Decoder, group: Sequence[Request]) -> list[Plan
     return answers
 
 
-def _generate(tally: Tally, model, tokenizer, catalogue, group, results, processors) -> None:
-    """As many tokens as our plans have (of a batch, the longest); a grammar may end sooner."""
-    prompts = [encode_prompt(tokenizer, render_prompt(request, catalogue)) for request in group]
-    longest, count = max(map(len, prompts)), max(result.num_tokens for result in results)
+def _num_json_tokens(tokenizer, catalogue: Catalogue, result: PlanResult) -> int:
+    """What the plan would take as JSON, with titles."""
+    meals = [
+        {"day": meal.day, "recipe": catalogue.by_id[meal.recipe_id].title, "servings": meal.servings}
+        for meal in result.plan.meals
+    ]
+    return len(tokenizer.encode(json.dumps({"meals": meals}), add_special_tokens=False)) + 1
+
+
+def _generate(tally: Tally, model, tokenizer, prompts, most: int, processors) -> None:
+    """Exactly `most` new tokens without a grammar, until the grammar ends with one."""
+    longest = max(map(len, prompts))
     ids = torch.tensor([[tokenizer.eos_token_id] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     started = time.process_time()
     constrained = processors()  # a grammar is of a request: compiling it is part of the cost
-    limits = {"max_new_tokens": 4 * count} if constrained else {"min_new_tokens": count, "max_new_tokens": count}
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -150,13 +169,14 @@ def _generate(tally: Tally, model, tokenizer, catalogue, group, results, process
         repetition_penalty=1.0,
         pad_token_id=tokenizer.eos_token_id,
         logits_processor=constrained,
-        **limits,
+        min_new_tokens=None if constrained else most,
+        max_new_tokens=most,
     )
     tally.seconds += time.process_time() - started
     new = output.shape[1] - longest
-    tally.plans += len(group)
+    tally.plans += len(prompts)
     tally.calls += new
-    tally.tokens += new * len(group) + sum(map(len, prompts))
+    tally.tokens += new * len(prompts) + sum(map(len, prompts))
 
 
 def _calibrate(decoder: Decoder, rows: int) -> tuple[float, float]:

@@ -160,7 +160,7 @@ class Guesser:
         servings = written[-1].servings if written else self._habit
         counted = servings != self.usual and servings < len(self.trie.numbers) and self.leaves.number[row] >= 0
         leaf = int((self.leaves.number if counted else self.leaves.usual)[row])
-        if not moves.affords(leaf):
+        if not (place.low <= leaf < place.high and moves.affords(leaf)):
             return None
         yield from self._walk(kind, leaf, place)
         if counted:
@@ -168,7 +168,7 @@ class Guesser:
         return row
 
     def _dish(self, moves: PlanMoves, place: Place, used: set[int]) -> tuple[str, int] | None:
-        """Why, and which catalogue row: last week's of that day, another of last week, one of few."""
+        """Why, and which catalogue row: last week's of that day, another of it, one planned often, one of few."""
         known = (self._dish_of_day.get(place.day, -1), *self._servings_of)
         for index, row in enumerate(known):
             leaf = self.leaves.usual[row] if row >= 0 and row not in used else -1

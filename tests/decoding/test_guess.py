@@ -16,6 +16,7 @@ from planner.contracts.request import Constraints, Household, Request
 from planner.decoding.decoder import Decoder
 from planner.decoding.guess import PRIORS, Guesser, Leaves, Piece
 from tests.decoding.test_moves import fuzz_catalogue, fuzz_request
+from tests.decoding.test_trie import odd_catalogue
 from tests.tiny import tiny_catalogue, tiny_requests
 
 
@@ -121,6 +122,18 @@ def test_plans_are_those_without_guesses_under_made_up_scores(base, seed):
         assert [r.plan for r in found] == [r.plan for r in expected]
         assert [(r.feasible, r.reason) for r in found] == [(r.feasible, r.reason) for r in expected]
         assert [r.num_decisions for r in found] == [r.num_decisions for r in expected]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_odd_titles_of_a_tokenizer_that_joins_brackets_and_newlines_change_nothing(base, bracket_tokenizer, seed):
+    rng, catalogue = random.Random(seed), odd_catalogue()
+    requests = [fuzz_with_history(rng, catalogue) for _ in range(20)]
+    plans = []
+    for guess in (False, True):
+        decoder = Decoder(base.model, bracket_tokenizer, catalogue, guess=guess, max_rows=1, call_tokens=1e9)
+        decoder.packed = FakeModel(seed, 1.0)
+        plans.append(decoder.plan(requests))
+    assert plans[0] == plans[1] and any(result.plan.meals for result in plans[0])
 
 
 def test_only_rejected_guesses_are_computed_in_vain(base):

@@ -107,32 +107,9 @@ def test_catalogue_without_an_active_recipe_is_refused(base):
         build_trie(Catalogue.of([Recipe("a", "Soup", active=False)]), base.tokenizer)
 
 
-def test_tokenizer_that_joins_brackets_and_newlines_is_handled():
+def test_tokenizer_that_joins_brackets_and_newlines_is_handled(bracket_tokenizer):
     """Llama 3 makes one token of `)` and a newline: the title's last token then differs with its terminator."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    lines = [f"{day}: Chili (hot)\nTue: Soup (hot)\n" for day in ("Mon", "Wed", "Sun")] * 50
-    inner.train_from_iterator(lines, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")
+    tokenizer = bracket_tokenizer
     assert ")\u010a" in tokenizer.get_vocab()  # the merge that breaks at the seam
     catalogue = odd_catalogue()
     trie, index = build_trie(catalogue, tokenizer), ConstraintIndex(catalogue)
