@@ -43,12 +43,16 @@ def list_versions(root: str) -> list[Listed]:
     try:
         entries = sorted(path for path in folder.iterdir() if path.suffix != ".lock")
     except OSError as error:
-        raise DatasetError(
-            f"There are no datasets at {folder} ({error.strerror}). Give the folder that build_dataset.datasets "
-            "names, or build a first version with `mlflow run . -e build_dataset`.",
-            folder=folder,
-        ) from None
+        raise _nothing_at(str(folder), f" ({error.strerror})") from None
     return [_local_version(path) for path in entries]
+
+
+def _nothing_at(place: str, why: str = "") -> DatasetError:
+    return DatasetError(
+        f"There are no datasets at {place}{why}. Give the folder that build_dataset.datasets names, or build a first "
+        "version with `mlflow run . -e build_dataset`.",
+        place=place,
+    )
 
 
 def _local_version(path: Path) -> Listed:
@@ -67,8 +71,10 @@ def _local_version(path: Path) -> Listed:
 
 
 def _s3_versions(root: str) -> list[Listed]:
-    found = []
-    for name, sizes in sorted(s3.list_folders(root).items()):
+    found, folders = [], s3.list_folders(root)
+    if not folders:
+        raise _nothing_at(root)
+    for name, sizes in sorted(folders.items()):
         content = s3.read_manifest(f"{root}/{name}")
         if content is None:
             found.append(Listed(name, f"incomplete: {versions.MANIFEST} is missing"))

@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from planner.contracts.errors import DatasetError
 from planner.dataset import s3, versions
+from planner.dataset.__main__ import main
 from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.versions import open_version
 from tests.dataset import small
@@ -126,6 +127,32 @@ def test_damaged_cache_is_fetched_again(store: Any, filled: str, tmp_path: Path)
     content = path.read_bytes()
     path.write_bytes(content[:100])
     assert open_version(URI, cache=tmp_path).training_path.read_bytes() == content
+
+
+def test_commands_work_on_s3_and_verify_trusts_no_cache(
+    store: Any, filled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "DEFAULT_CACHE", tmp_path / "cache")
+    build(filled, tmp_path / "cache")
+    with pytest.raises(Killed):
+        build(filled, tmp_path / "cache", kill_at="put recipes.parquet", date="cut")
+    assert main(["list", ROOT]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert listed["v1"].endswith("whole") and "manifest.json is missing" in listed["cut"]
+    assert main(["verify", URI]) == 0 and main(["show", URI]) == 0 and main(["diff", URI, URI]) == 0
+    assert "48 the same" in capsys.readouterr().out
+    key = "sets/planner/v1/card.html"
+    content = store.get_object(Bucket="bucket", Key=key)["Body"].read()
+    store.put_object(Bucket="bucket", Key=key, Body=content[:-2] + b"~~")
+    assert main(["verify", URI]) == 1
+    assert "card.html does not have the SHA-256" in capsys.readouterr().out
+    store.delete_object(Bucket="bucket", Key=key)
+    assert main(["verify", URI]) == 1 and main(["list", ROOT]) == 0
+    told = capsys.readouterr().out
+    assert "card.html is missing" in told and "incomplete: card.html is missing" in told
+    assert main(["verify", f"{ROOT}/planner/cut"]) == 1
+    assert "no finished dataset" in capsys.readouterr().err
+    assert main(["list", f"{ROOT}/none"]) == 1 and "There are no datasets" in capsys.readouterr().err
 
 
 def test_store_that_refuses_or_is_away_is_a_clear_error(
