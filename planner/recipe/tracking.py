@@ -26,7 +26,7 @@ from mlflow.tracking import MlflowClient
 
 from planner.contracts.errors import PlannerError
 from planner.recipe.cli import describe
-from planner.recipe.config import ResolvedConfig, flatten
+from planner.recipe.config import STEPS, ResolvedConfig, flatten
 from planner.recipe.environment import git_state
 from planner.recipe.parents import parents_are_gone, process_name
 
@@ -126,23 +126,15 @@ def find_committed(step: str, fingerprint: str) -> tuple[str, Mapping[str, Any]]
 
 
 def reap_dead_runs() -> int:
-    """End runs of this machine whose process is gone (kill -9 leaves them RUNNING); returns how many.
-
-    A run without a lease was killed while its step was starting; it is known by its parent, which no longer runs.
-    """
-    client, mine = MlflowClient(), os.environ.get("MLFLOW_RUN_ID")
-    open_runs = client.search_runs([active_experiment_id()], "attributes.status = 'RUNNING'")
-    leases = {run.info.run_id: run.data.tags.get(LEASE_TAG) for run in open_runs if run.info.run_id != mine}
-    dead = {run_id for run_id, lease in leases.items() if lease and _lease_is_dead(lease)}
-    living = {run.info.run_id for run in open_runs} - dead
-    for run in open_runs:
-        parent = run.data.tags.get("mlflow.parentRunId")
-        if run.info.run_id in leases and not leases[run.info.run_id] and parent and parent not in living:
-            dead.add(run.info.run_id)
-    for run_id in sorted(dead):
-        client.set_tag(run_id, ERROR_TAG, "Its process died without a word; the next run took over.")
-        client.set_terminated(run_id, "KILLED")
-    return len(dead)
+    """End runs of this machine whose process is gone (kill -9 leaves them RUNNING); returns how many."""
+    client, reaped = MlflowClient(), 0
+    for run in client.search_runs([active_experiment_id()], "attributes.status = 'RUNNING'"):
+        lease = run.data.tags.get(LEASE_TAG) or _lease_of_parent(client, run)
+        if lease and run.info.run_id != os.environ.get("MLFLOW_RUN_ID") and _lease_is_dead(lease):
+            client.set_tag(run.info.run_id, ERROR_TAG, "Its process died without a word; the next run took over.")
+            client.set_terminated(run.info.run_id, "KILLED")
+            reaped += 1
+    return reaped
 
 
 def active_experiment_id() -> str:
@@ -178,6 +170,14 @@ def _describe(run: StepRun, config: ResolvedConfig) -> None:
 def _tag_error(message: str) -> None:
     with contextlib.suppress(Exception):  # the store itself may be what failed
         mlflow.set_tag(ERROR_TAG, message[:4000])
+
+
+def _lease_of_parent(client: MlflowClient, run: Run) -> str | None:
+    """The driver's lease, for a step that was killed while it was starting; None for runs that are not ours."""
+    parent = run.data.tags.get("mlflow.parentRunId")
+    if parent is None or run.data.tags.get("mlflow.project.entryPoint") not in STEPS:
+        return None
+    return client.get_run(parent).data.tags.get(LEASE_TAG)
 
 
 def _lease_is_dead(lease: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -183,3 +184,23 @@ def test_sigterm_while_a_step_is_still_starting_ends_its_run_too(home: Sandbox, 
     gone(processes)
     assert "RUNNING" not in statuses(home, before).values()
     assert home.processes() == []
+
+
+def test_a_step_killed_while_starting_is_known_by_the_lease_of_its_driver(home: Sandbox) -> None:
+    def open_run(parent: str | None, **tags: str) -> str:
+        nested = {} if parent is None else {"mlflow.parentRunId": parent}
+        return str(home.client.create_run("0", tags={**nested, **tags}).info.run_id)
+
+    dead = f"{socket.gethostname()} {2**22 + 1} 0"
+    living = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+    drivers = [open_run(None, **{"planner.lease": lease}) for lease in (dead, living)]
+    steps = [open_run(driver, **{"mlflow.project.entryPoint": "train"}) for driver in drivers]
+    theirs = open_run(drivers[0], **{"mlflow.project.entryPoint": "sweep"})
+    done = home.step("promote", model_version="1")
+    assert done.code != 0
+    found = {run_id: home.client.get_run(run_id).info.status for run_id in (*drivers, *steps, theirs)}
+    assert found == {
+        drivers[0]: "KILLED", steps[0]: "KILLED", drivers[1]: "RUNNING", steps[1]: "RUNNING", theirs: "RUNNING",
+    }  # fmt: skip
+    for run_id in (drivers[1], steps[1], theirs):
+        home.client.set_terminated(run_id)
