@@ -17,6 +17,7 @@ from planner.dataset.summary import Profile
 
 WIDTH = 360
 _LINE, _LABEL, _VALUE = 24, 122, 108
+_DISH_LABEL, _CHARACTER = 172, 8
 _MOST_DAYS = 120
 _MOST_DISHES = 20
 _STYLE = """
@@ -89,7 +90,8 @@ def _figure(distribution: Distribution) -> str:
         plot, unit = _columns(distribution.counts, title)
         caption += unit
     elif distribution.name == "dish":
-        plot = _bars(distribution, dict(list(distribution.counts.items())[:_MOST_DISHES]), title)
+        shown = dict(list(distribution.counts.items())[:_MOST_DISHES])
+        plot = _bars(distribution, shown, title, label_width=_DISH_LABEL)
         rest = len(distribution.counts) - _MOST_DISHES
         caption += f"; the {_MOST_DISHES} most frequent, {rest:,} more not shown" if rest > 0 else ""
     else:
@@ -97,18 +99,19 @@ def _figure(distribution: Distribution) -> str:
     return f"<figure><h2>{title}</h2>{plot}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _bars(distribution: Distribution, counts: Mapping[str, int], title: str) -> str:
+def _bars(distribution: Distribution, counts: Mapping[str, int], title: str, *, label_width: int = _LABEL) -> str:
     """Horizontal bars, one a label, with count and share behind them."""
     most = max(counts.values(), default=0) or 1
-    room = WIDTH - _LABEL - _VALUE
+    room = WIDTH - label_width - _VALUE
     parts = [f'<svg viewBox="0 0 {WIDTH} {_LINE * max(len(counts), 1)}" role="img" aria-label="{escape(title)}">']
     for index, (label, count) in enumerate(counts.items()):
         y, width = _LINE * index, room * count / most
-        parts.append(f'<text x="{_LABEL - 6}" y="{y + 16}" text-anchor="end">{escape(_short(label))}</text>')
-        parts.append(f'<rect x="{_LABEL}" y="{y + 4}" width="{width:.1f}" height="{_LINE - 8}" rx="2">')
+        name = escape(_short(label, label_width // _CHARACTER))
+        parts.append(f'<text x="{label_width - 6}" y="{y + 16}" text-anchor="end">{name}</text>')
+        parts.append(f'<rect x="{label_width}" y="{y + 4}" width="{width:.1f}" height="{_LINE - 8}" rx="2">')
         parts.append(f"<title>{escape(label)}: {count:,} {distribution.of}</title></rect>")
         parts.append(
-            f'<text class="soft" x="{_LABEL + width + 5:.1f}" y="{y + 16}">{count:,} · '
+            f'<text class="soft" x="{label_width + width + 5:.1f}" y="{y + 16}">{count:,} · '
             f"{distribution.share(label):.1%}</text>"
         )
     return "".join(parts) + "</svg>"
@@ -146,6 +149,6 @@ def _days(by_day: Mapping[str, int]) -> list[str]:
     return [(first + timedelta(days=number)).isoformat() for number in range((last - first).days + 1)]
 
 
-def _short(label: str) -> str:
+def _short(label: str, most: int) -> str:
     clean = " ".join(label.split())
-    return clean if len(clean) <= 20 else clean[:19] + "…"
+    return clean if len(clean) <= most else clean[: most - 1] + "…"
