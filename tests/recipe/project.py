@@ -115,7 +115,7 @@ class Sandbox:
         """Run a command to its end."""
         done = subprocess.run(
             command, cwd=cwd or self.root, env=self.environment(**changes), stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=False, timeout=500,
+            capture_output=True, text=True, check=False, timeout=1800,
         )  # fmt: skip
         return Finished(done.returncode, done.stdout, done.stderr)
 

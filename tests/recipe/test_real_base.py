@@ -109,7 +109,7 @@ def plan_of_a_week(catalogue: Catalogue) -> dict[str, object]:
 
 
 def wait_for(url: str, server: subprocess.Popen[str], sandbox: Sandbox) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()

@@ -48,7 +48,7 @@ def train_with(sandbox: Sandbox, seed: int) -> None:
 
 def until(condition: Callable[[], object], process: subprocess.Popen[str], sandbox: Sandbox) -> None:
     """Wait for what the process is about to do."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, sandbox.log()[-3000:]
         time.sleep(0.005)
@@ -79,7 +79,7 @@ def run_is_open(sandbox: Sandbox, entry_point: str) -> Callable[[], bool]:
 
 def gone(processes: list[psutil.Process]) -> None:
     """Every process of the tree ends in a while; nothing else is started in the sandbox."""
-    _, alive = psutil.wait_procs(processes, timeout=40)
+    _, alive = psutil.wait_procs(processes, timeout=90)
     alive = [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert alive == []
 
@@ -95,7 +95,7 @@ def statuses(sandbox: Sandbox, before: int) -> dict[str, str]:
 
 def go_on(sandbox: Sandbox) -> dict[str, object]:
     """Train to the end; returns what the step left."""
-    done = sandbox.run("python", "-m", "steps.main", "--profile", "tiny", "--until", "train")
+    done = sandbox.step("main", until="train")
     assert done.code == 0, done.err[-3000:]
     assert [run.info.run_name for run in sandbox.runs() if run.info.status == "RUNNING"] == []
     assert sandbox.processes() == []
@@ -110,7 +110,7 @@ def test_sigterm_to_the_driver_ends_step_and_server_and_the_next_run_goes_on(hom
     processes = tree(driver)
     assert any("postgres" in process.name() for process in processes)
     driver.terminate()
-    assert driver.wait(60) == 143
+    assert driver.wait(120) == 143
     gone(processes)
     assert statuses(home, 0) == {"main": "KILLED", "build_dataset": "FINISHED", "train": "KILLED"}
     assert home.processes() == []
@@ -127,7 +127,7 @@ def test_sigterm_to_mlflow_run_takes_driver_step_and_server_with_it(home: Sandbo
     until(half_way, command, home)
     processes = tree(command)
     command.terminate()
-    command.wait(60)
+    command.wait(120)
     gone(processes)
     found = statuses(home, before)
     assert (found["main"], found["train"]) == ("KILLED", "KILLED")
@@ -142,7 +142,7 @@ def test_kill_9_of_everything_is_tidied_by_the_next_run_which_goes_on(home: Sand
     processes = tree(command)
     ours = [process for process in processes if "postgres" not in process.name()]
     os.killpg(command.pid, signal.SIGKILL)  # the server is in a session of its own and stays
-    command.wait(60)
+    command.wait(120)
     gone(ours)
     found = statuses(home, before)
     assert (found["main"], found["train"]) == ("RUNNING", "RUNNING")
@@ -161,7 +161,7 @@ def test_kill_9_of_the_step_fails_its_runs_and_the_next_run_goes_on(home: Sandbo
     processes = tree(driver)
     [step] = [process for process in processes if "steps.train" in process.cmdline() and "python" in process.name()]
     step.kill()
-    assert driver.wait(60) == 1
+    assert driver.wait(120) == 1
     gone(processes)
     found = statuses(home, before)
     assert (found["main"], found["train"]) == ("FAILED", "FAILED")
@@ -180,7 +180,7 @@ def test_sigterm_while_a_step_is_still_starting_ends_its_run_too(home: Sandbox, 
     until(opened, command, home)
     processes = tree(command)
     command.terminate()
-    command.wait(60)
+    command.wait(120)
     gone(processes)
     assert "RUNNING" not in statuses(home, before).values()
     assert home.processes() == []
