@@ -34,7 +34,7 @@ EDIT_KINDS = {
     "meal_added": "add_meal",
     "meal_removed": "remove_meal",
 }
-DUCKDB_MEMORY = "400MB"
+DUCKDB_MEMORY = "250MB"
 _BLOCK_BYTES = 4 << 20
 _TIME = '"timestamp"'
 
