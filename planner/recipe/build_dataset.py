@@ -35,7 +35,9 @@ def fingerprint(config: ResolvedConfig) -> str:
 
 def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     """Build, log, and note the version in `run.outputs`."""
-    report = build_dataset(current_database_url(), _config(config), progress=console.progress)
+    report = build_dataset(
+        current_database_url(), _config(config), progress=console.progress, cache=dataset_cache(config)
+    )
     version = report.version
     log_dataset_input(version, context="built")
     run.log_metrics(_metrics(report))
@@ -50,6 +52,7 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
         rows_in=report.num_plans_seen,
         rows_out=report.num_rows,
         unchanged=report.unchanged,
+        lines=[f"Warning: {warning}" for warning in report.warnings],
     )
 
 
