@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show-config", help="print every value of the recipe with the file it came from")
     show.add_argument("--profile", default="local")
-    show.add_argument("overrides", nargs="*", metavar="key=value", help="as a step's parameter would, e.g. train.lr=1e-3")
+    show.add_argument("overrides", nargs="*", metavar="key=value", help="as a parameter, e.g. train.lr=1e-3")
     parsed = parser.parse_args(arguments)
     try:
         print(describe(load_config(parsed.profile, dict(_pair(text) for text in parsed.overrides))))

@@ -245,7 +245,7 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
 
 
 def _lineage(package: Path, split: str) -> ReplayLineage:
-    """On what a model was trained, as far as the replayed split goes; a model that names no split is known to nobody."""
+    """On what a model was trained, as far as the replayed split goes; one that names no split is known to nobody."""
     known = read_lineage(package)
     if not known.trained_splits:
         return ReplayLineage(known.dataset_digest, None)

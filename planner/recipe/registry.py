@@ -82,8 +82,8 @@ def read_back(model_name: str, version: str) -> RegisteredVersion:
     expected = found.tags.get(HASH_TAG)
     if expected is None:
         raise ModelError(
-            f"{model_name} version {version} carries no tag {HASH_TAG}, so nobody can tell whether its files are what was "
-            "registered. Train or register it again.",
+            f"{model_name} version {version} carries no tag {HASH_TAG}, so nobody can tell whether its files are what "
+            "was registered. Train or register it again.",
             model_name=model_name,
             version=version,
         )

@@ -201,7 +201,7 @@ def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, rep
         f"- LoRA: r {step.lora_r}, alpha {step.lora_alpha:g} on {', '.join(step.target_modules)}; "
         f"epoch {report.best_epoch} of {step.epochs}, lr {step.lr:g}, batch {step.batch_size}, seed {step.seed}\n"
         f"- validation loss: {validation}\n"
-        "- limits: proposes only dishes of the catalogue it was registered with; its scores are those of the newest replay"
+        "- limits: proposes only dishes of the catalogue it was registered with; its newest replay holds its scores"
     )
 
 
