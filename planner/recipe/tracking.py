@@ -13,7 +13,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -73,11 +73,12 @@ def step_run(config: ResolvedConfig, step: str) -> Iterator[StepRun]:
     """
     reap_dead_runs()
     by_mlflow = bool(os.environ.get("MLFLOW_RUN_ID"))  # start_run takes the variable away
-    with _signals_as_exceptions(watch_parents=by_mlflow):
+    with _signals_as_exceptions(watch_parents=by_mlflow) as release:
         run = mlflow.start_run(run_name=None if by_mlflow else step)
         opened = StepRun(run.info.run_id, step)
         status = "FAILED"
         try:
+            release()
             _describe(opened, config)
             yield opened
             commit(opened)
@@ -193,22 +194,34 @@ def _lease_is_dead(lease: str) -> bool:
 
 
 @contextlib.contextmanager
-def _signals_as_exceptions(*, watch_parents: bool) -> Iterator[None]:
-    """Turn SIGTERM, and the death of the `mlflow run` that started us, into `Terminated`; end children on the way out."""
+def _signals_as_exceptions(*, watch_parents: bool) -> Iterator[Callable[[], None]]:
+    """Turn SIGTERM, and the death of the `mlflow run` that started us, into `Terminated`; end children on the way out.
+
+    Yields a function to call once the run is open: a signal before that waits for it, for nobody could end the run.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
+    held, arrived = [True], list[int]()
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        arrived.append(signum)
+        if held[0]:
+            return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: the clean-up itself is not interrupted
         raise Terminated(f"signal {signum}")
+
+    def release() -> None:
+        held[0] = False
+        if arrived:
+            stop(arrived[0], None)
 
     before = signal.signal(signal.SIGTERM, stop)
     over = threading.Event()
     if watch_parents:  # started by hand, outliving the shell is the user's choice
         threading.Thread(target=_watch_parents, args=(over,), daemon=True).start()
     try:
-        yield
+        yield release
     except (Terminated, KeyboardInterrupt):
         end_children()
         raise
