@@ -59,7 +59,8 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
 def is_whole(config: ResolvedConfig, outputs: Mapping[str, Any]) -> bool:
     """Whether the version is still there with the same bytes."""
     try:
-        return open_version(outputs["dataset"], cache=dataset_cache(config)).digest == outputs["dataset_digest"]
+        version = open_version(outputs["dataset"], cache=dataset_cache(config))
+        return bool(version.digest == outputs["dataset_digest"])
     except DatasetError:
         return False
 

@@ -95,7 +95,7 @@ def _run_child(profile: str, step: str, overrides: Mapping[str, Any]) -> Mapping
     before = {run.info.run_id for run in _children(step)}
     try:
         # The environment is the parent's own: `mlflow run` has made it already.
-        mlflow.projects.run(
+        mlflow.projects.run(  # type: ignore[no-untyped-call]
             uri=str(PROJECT), entry_point=step, parameters=parameters, env_manager="local", run_name=step
         )
     except ExecutionException:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import mlflow.data.sources as sources
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource, S3ArtifactDatasetSource
 
 from planner.contracts.example import DatasetVersion
 from planner.dataset.versions import open_version
@@ -39,9 +39,15 @@ def dataset_tags(outputs: Mapping[str, Any]) -> dict[str, object]:
 
 def log_dataset_input(version: DatasetVersion, *, context: str) -> None:
     """Log the version as an input of the run, with our digest over all rows (MLflow's own reads 10,000)."""
-    # Named by class: MLflow registers some sources twice and warns when it has to guess.
+    # Named by class: MLflow registers some sources twice and warns when it has to guess. It makes the classes at import,
+    # so a type checker cannot see them.
     if version.uri.startswith("s3://"):
-        source = S3ArtifactDatasetSource(version.uri)
+        source = sources.S3ArtifactDatasetSource(version.uri)  # type: ignore[attr-defined]
     else:
-        source = LocalArtifactDatasetSource(Path(version.uri).resolve().as_uri())
-    mlflow.log_input(MetaDataset(source=source, name=f"planner/{version.name}", digest=version.digest), context)
+        source = sources.LocalArtifactDatasetSource(  # type: ignore[attr-defined]
+            Path(version.uri).resolve().as_uri()
+        )
+    dataset = MetaDataset(  # type: ignore[abstract]
+        source=source, name=f"planner/{version.name}", digest=version.digest
+    )
+    mlflow.log_input(dataset, context)

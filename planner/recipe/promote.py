@@ -64,10 +64,8 @@ def is_whole(config: ResolvedConfig, outputs: Mapping[str, Any]) -> bool:
         version = get_version(outputs["model_name"], outputs["model_version"])
     except PlannerError:
         return False
-    return (
-        version.tags.get("stage") == outputs["stage"]
-        and find_alias(outputs["model_name"], ALIAS) == outputs["model_version"]
-    )
+    stands = version.tags.get("stage") == outputs["stage"]
+    return stands and find_alias(outputs["model_name"], ALIAS) == outputs["model_version"]
 
 
 def tags_of(outputs: Mapping[str, Any]) -> Mapping[str, object]:

@@ -77,7 +77,7 @@ def is_whole(config: ResolvedConfig, outputs: Mapping[str, Any]) -> bool:
         found = read_back(outputs["model_name"], outputs["model_version"])
     except ModelError:
         return False
-    return found.package_sha256 == outputs["package_sha256"]
+    return bool(found.package_sha256 == outputs["package_sha256"])
 
 
 def tags_of(outputs: Mapping[str, Any]) -> Mapping[str, object]:
