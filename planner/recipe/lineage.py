@@ -39,8 +39,8 @@ def dataset_tags(outputs: Mapping[str, Any]) -> dict[str, object]:
 
 def log_dataset_input(version: DatasetVersion, *, context: str) -> None:
     """Log the version as an input of the run, with our digest over all rows (MLflow's own reads 10,000)."""
-    # Named by class: MLflow registers some sources twice and warns when it has to guess. It makes the classes at import,
-    # so a type checker cannot see them.
+    # Named by class: MLflow registers some sources twice and warns when it has to guess. It makes the classes at
+    # import, so a type checker cannot see them.
     if version.uri.startswith("s3://"):
         source = sources.S3ArtifactDatasetSource(version.uri)  # type: ignore[attr-defined]
     else:

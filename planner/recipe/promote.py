@@ -64,7 +64,7 @@ def is_whole(config: ResolvedConfig, outputs: Mapping[str, Any]) -> bool:
         version = get_version(outputs["model_name"], outputs["model_version"])
     except PlannerError:
         return False
-    stands = version.tags.get("stage") == outputs["stage"]
+    stands = bool(version.tags.get("stage") == outputs["stage"])
     return stands and find_alias(outputs["model_name"], ALIAS) == outputs["model_version"]
 
 
