@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,9 +77,9 @@ def _workload(options: argparse.Namespace, most: int) -> tuple[Catalogue, list[R
     version = open_version(options.dataset)
     catalogue = read_catalogue(version)
     index = ConstraintIndex(catalogue)
-    found = (example.request for example in iter_examples(version, split="test"))
-    feasible = (r for r in found if r.previous_plan and index.infeasible_reason(index.allowed(r)) is None)
-    return catalogue, list(islice(feasible, most))
+    found = [example.request for example in iter_examples(version, split="test")]
+    random.Random(0).shuffle(found)  # neighbours may be of one household
+    return catalogue, list(islice((r for r in found if index.infeasible_reason(index.allowed(r)) is None), most))
 
 
 @dataclass
