@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from planner.contracts.errors import BaseModelError
+from planner.decoding.files import sha256_of_file
 
 MANIFEST = "base.json"
 SMOLLM2 = "smollm2-135m"
@@ -148,12 +149,6 @@ def file_hashes(folder: Path) -> dict[str, str]:
 def combined_hash(hashes: dict[str, str]) -> str:
     """One hash over names and hashes: what a model's lineage calls the base's hash."""
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-
-
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

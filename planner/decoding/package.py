@@ -13,10 +13,9 @@ In: the parts of a planner. Out: a folder that `load_package` turns back into th
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,25 @@ from planner.decoding.base import (
     load_base,
     load_tokenizer,
     resolve_base,
-    sha256_of_file,
 )
 from planner.decoding.decoder import Decoder
+from planner.decoding.files import (
+    MANIFEST,
+    SUFFIXES,
+    Lineage,
+    changed_file,
+    contents_of,
+    read_json,
+    read_lineage,
+    sha256_of_file,
+    verify_package,
+    write_json,
+)
 from planner.decoding.lora import LoraPlanner, check_adapter_folder, merge_adapter
 from planner.decoding.popular import PopularPlanner
 from planner.decoding.result import Planner
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-SUFFIXES = (".json", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +57,6 @@ class DecodingOptions:
 
     max_rows: int = 16
     repeats: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Lineage:
-    """What a model learned from: a dataset version by name and digest, the splits that it saw, and how."""
-
-    dataset_version: str
-    dataset_digest: str
-    trained_splits: tuple[str, ...]
-    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +107,12 @@ def write_package(
             "lineage": asdict(lineage),
         }
         if isinstance(parts, PopularPlanner):
-            _write_json(temporary / "popular.json", parts.to_dict())
+            write_json(temporary / "popular.json", parts.to_dict())
         else:
             description |= _write_lora(temporary, parts, embed_base=embed_base)
-        _write_json(temporary / "catalogue.json", [recipe.to_dict() for recipe in catalogue.recipes])
-        _write_json(temporary / "planner.json", description)
-        _write_json(temporary / MANIFEST, {"files": _contents(temporary)})
+        write_json(temporary / "catalogue.json", [recipe.to_dict() for recipe in catalogue.recipes])
+        write_json(temporary / "planner.json", description)
+        write_json(temporary / MANIFEST, {"files": contents_of(temporary)})
         digest = sha256_of_file(temporary / MANIFEST)
         if folder.exists():
             folder.rmdir()
@@ -140,15 +138,15 @@ def load_package(
         BaseModelError: the base model cannot be had.
     """
     verify_package(folder, manifest_sha256=manifest_sha256)
-    description = _read_json(folder / "planner.json")
+    description = read_json(folder / "planner.json")
     if description.get("format") != FORMAT or description.get("prompt_version") != PROMPT_VERSION:
         raise ModelError(
             f"The model in {folder} has format {description.get('format')!r} and prompt version "
             f"{description.get('prompt_version')!r}; this code reads {FORMAT} and {PROMPT_VERSION!r}. Train it again."
         )
-    catalogue = Catalogue.of(Recipe.from_dict(row) for row in _read_json(folder / "catalogue.json"))
+    catalogue = Catalogue.of(Recipe.from_dict(row) for row in read_json(folder / "catalogue.json"))
     if description["kind"] == "popular":
-        return PopularPlanner.from_dict(_read_json(folder / "popular.json"), catalogue)
+        return PopularPlanner.from_dict(read_json(folder / "popular.json"), catalogue)
     if description["kind"] != "lora":
         raise ModelError(f"The model in {folder} is of kind {description['kind']!r}; known are lora and popular.")
     base = _load_base_of(folder, description, cache, device)
@@ -157,44 +155,13 @@ def load_package(
     return LoraPlanner(Decoder(model, base.tokenizer, catalogue, max_rows=options.max_rows, repeats=options.repeats))
 
 
-def verify_package(folder: Path, *, manifest_sha256: str | None = None) -> None:
-    """Compare every file of a model's folder with the manifest.
-
-    Raises:
-        ModelError: names the first file that is missing, changed or foreign.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise ModelError(f"{folder} holds no complete model: {MANIFEST} is missing.", file=MANIFEST)
-    if manifest_sha256 is not None and sha256_of_file(folder / MANIFEST) != manifest_sha256:
-        raise _changed(folder, MANIFEST, "changed since the model was registered")
-    wanted, found = _read_json(folder / MANIFEST).get("files", {}), _contents(folder)
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
-            raise _changed(folder, name, "missing")
-        if name not in wanted:
-            raise _changed(folder, name, "not part of the model")
-        if wanted[name] != found[name]:
-            raise _changed(folder, name, "changed since the model was registered")
-
-
-def read_lineage(folder: Path) -> Lineage:
-    """What the model in a folder was trained on, as its verified `planner.json` says.
-
-    Raises:
-        ModelError: the folder is no intact model.
-    """
-    verify_package(folder)
-    value = _read_json(folder / "planner.json")["lineage"]
-    return Lineage(value["dataset_version"], value["dataset_digest"], tuple(value["trained_splits"]), value["params"])
-
-
 def _write_lora(folder: Path, parts: LoraParts, *, embed_base: bool) -> dict[str, Any]:
     check_adapter_folder(parts.adapter)
     (folder / "adapter").mkdir()
     shutil.copyfile(parts.adapter / "adapter_model.safetensors", folder / "adapter" / "adapter_model.safetensors")
-    config = _read_json(parts.adapter / "adapter_config.json")
+    config = read_json(parts.adapter / "adapter_config.json")
     # Where the base lay on the training machine means nothing elsewhere; planner.json names the base.
-    _write_json(folder / "adapter" / "adapter_config.json", config | {"base_model_name_or_path": parts.base.name})
+    write_json(folder / "adapter" / "adapter_config.json", config | {"base_model_name_or_path": parts.base.name})
     _save_tokenizer(parts.tokenizer, folder / "tokenizer")
     if embed_base:
         (folder / "base").mkdir()
@@ -226,7 +193,7 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def _load_base_of(folder: Path, description: Mapping[str, Any], cache: Path | None, device: str) -> LoadedBase:
     if combined_hash(file_hashes(folder / "tokenizer")) != description["tokenizer_sha256"]:
-        raise _changed(folder, "tokenizer", "not the tokenizer that the model was trained with")
+        raise changed_file(folder, "tokenizer", "not the tokenizer that the model was trained with")
     wanted = description["base"]
     if wanted["embedded"]:
         files = BaseFiles(
@@ -249,34 +216,4 @@ def _load_base_of(folder: Path, description: Mapping[str, Any], cache: Path | No
     return LoadedBase(base.model, load_tokenizer(folder / "tokenizer", wanted["name"]), files)
 
 
-def _contents(folder: Path) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() and not path.is_symlink():
-            continue
-        if name == MANIFEST:
-            continue
-        if path.is_symlink() or path.suffix not in SUFFIXES:
-            raise _changed(folder, name, "neither JSON nor safetensors")
-        found[name] = {"sha256": sha256_of_file(path), "size": path.stat().st_size}
-    return found
-
-
-def _changed(folder: Path, name: str, what: str) -> ModelError:
-    return ModelError(
-        f"File {name} of the model in {folder} is {what}. Fetch the version again, or register it again.",
-        folder=folder,
-        file=name,
-    )
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable JSON. Fetch the model version again.", file=path.name) from error
+__all__ = ["DecodingOptions", "Lineage", "LoraParts", "load_package", "read_lineage", "verify_package", "write_package"]

@@ -22,7 +22,7 @@ from planner.contracts.example import DatasetVersion
 from planner.contracts.gate import SCORES, GateResult, Verdict
 from planner.dataset.database import connect
 from planner.dataset.read import iter_examples, read_catalogue
-from planner.decoding.package import Lineage, load_package, read_lineage, write_package
+from planner.decoding.files import Lineage, read_lineage
 from planner.decoding.popular import fit_popular
 from planner.decoding.result import Planner
 from planner.evaluation.config import EvaluateConfig
@@ -187,6 +187,8 @@ def _named_baseline(step: EvaluateConfig) -> str | None:
 
 def _built_in_baseline(model_name: str, version: DatasetVersion) -> RegisteredVersion:
     """The planner of the most often accepted recipes of the training split, registered like any version."""
+    from planner.decoding.package import write_package
+
     catalogue = read_catalogue(version)
     planner = fit_popular(iter_examples(version, split="train"), catalogue)
     lineage = Lineage(version.name, version.digest, ("train",), {"kind": "popular"})
@@ -204,6 +206,8 @@ def _built_in_baseline(model_name: str, version: DatasetVersion) -> RegisteredVe
 
 
 def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Contest) -> tuple[Replay, GateResult]:
+    from planner.decoding.package import load_package  # loads torch, which a reused step does not need
+
     step, version = config.recipe.evaluate, contest.version
     catalogue = read_catalogue(version)
     console.progress(0, None, "load the models")

@@ -37,7 +37,8 @@ def step_fingerprint(step: str, config: Mapping[str, Any], inputs: Mapping[str, 
 
 def code_hash(step: str, project: Path = PROJECT) -> str:
     """SHA-256 over the names and bytes of every source file that the step runs, and the project's pins."""
-    files = [project / "pyproject.toml", project / f"planner/recipe/{step}.py"]
+    names = [f"{step}.py", *(["fine_tune.py"] if step == "train" else [])]
+    files = [project / "pyproject.toml", *(project / "planner/recipe" / name for name in names)]
     files += [project / name for name in SHARED_CODE]
     for room in ROOMS_OF_STEP[step]:
         files += [p for p in (project / "planner" / room).rglob("*") if p.is_file() and "__pycache__" not in p.parts]

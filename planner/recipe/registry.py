@@ -17,9 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ModelError
-from planner.decoding.base import sha256_of_file
-from planner.decoding.package import MANIFEST, verify_package
-from planner.decoding.served import log_arguments
+from planner.decoding.files import MANIFEST, sha256_of_file, verify_package
 
 KEY_TAG = "planner.key"
 HASH_TAG = "package_sha256"
@@ -52,6 +50,8 @@ def register_package(
     Raises:
         ModelError: what was registered does not read back as it was written.
     """
+    from planner.decoding.served import log_arguments  # loads torch, which only a new version needs
+
     found = find_by_key(model_name, key)
     if found is not None:
         return found

@@ -5,33 +5,19 @@ In: a dataset version. Out: a version of the registered model, read back and che
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
-
-from planner.contracts.catalogue import Catalogue
-from planner.contracts.errors import ModelError, TrainingError
-from planner.contracts.example import DatasetVersion
-from planner.dataset.read import iter_examples, read_catalogue
-from planner.decoding.base import BaseFiles, load_base, load_tokenizer, resolve_base
-from planner.decoding.package import Lineage, LoraParts, write_package
+from planner.contracts.errors import ModelError
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console, StepResult
 from planner.recipe.fingerprint import step_fingerprint
-from planner.recipe.lineage import dataset_of, dataset_tags, log_dataset_input
-from planner.recipe.registry import RegisteredVersion, read_back, register_package
+from planner.recipe.lineage import dataset_of, dataset_tags
+from planner.recipe.registry import read_back
 from planner.recipe.tracking import StepRun
-from planner.training.config import TrainConfig
-from planner.training.loop import train
-from planner.training.plot import plot_losses
-from planner.training.report import EpochMetrics, TrainingReport
-from planner.training.text import text_rows
 
 NEEDS_DATABASE = False
-POLICY = "planner_policy"
 
 
 def fingerprint(config: ResolvedConfig) -> str:
@@ -43,32 +29,10 @@ def fingerprint(config: ResolvedConfig) -> str:
 
 def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     """Train, package, register, verify."""
-    step = config.recipe.train
-    version = dataset_of(config, step.dataset)
-    log_dataset_input(version, context="training")
-    run.set_tags({"policy_id": POLICY, "task": "planner", **_dataset_tags(version)})
-    catalogue = read_catalogue(version)
-    console.progress(0, None, f"base model {step.model_base}")
-    base = resolve_base(step.model_base)
-    _log_params(step, version, base)
-    report = _train(config, run, console, base, catalogue, version)
-    registered = _register(run, step, version, catalogue, base, report)
-    run.outputs.update(
-        dataset=version.uri,
-        dataset_version=version.name,
-        dataset_digest=version.digest,
-        model_name=registered.name,
-        model_version=registered.version,
-        package_sha256=registered.package_sha256,
-        rows_in=report.num_train_rows + report.num_overlong,
-        rows_out=report.num_train_rows,
-        best_epoch=report.best_epoch,
-        resumed_from_step=report.resumed_from_step,
-        lines=[
-            *_resumed(report),
-            f"Registered {registered.name} version {registered.version}; read back and verified.",
-        ],
-    )
+    # Loads torch and transformers: seconds that a reused step does not have to wait for.
+    from planner.recipe.fine_tune import fine_tune
+
+    fine_tune(config, run, console)
 
 
 def is_whole(config: ResolvedConfig, outputs: Mapping[str, Any]) -> bool:
@@ -101,124 +65,6 @@ def next_command(outputs: Mapping[str, Any]) -> str | None:
         f"mlflow run . -e evaluate -P model_name={outputs['model_name']} -P model_version={outputs['model_version']} "
         f"-P dataset={outputs['dataset']}"
     )
-
-
-def _train(
-    config: ResolvedConfig,
-    run: StepRun,
-    console: Console,
-    base: BaseFiles,
-    catalogue: Catalogue,
-    version: DatasetVersion,
-) -> TrainingReport:
-    step, loaded = config.recipe.train, load_base(base)
-    texts = [
-        text_rows(iter_examples(version, split=split), catalogue, most=most, seed=step.seed)
-        for split, most in (("train", step.max_examples), ("validation", step.max_validation_examples))
-    ]
-    if not texts[0]:
-        raise TrainingError(
-            f"Dataset version {version.name} has no rows in the split train. Build one over a longer window.",
-            dataset=version.uri,
-        )
-
-    def on_step(done: int, total: int, loss: float, tokens_per_second: float) -> None:
-        console.progress(done, total, f"train  loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
-
-    def on_epoch(metrics: EpochMetrics) -> None:
-        figures = {
-            "train_loss": metrics.train_loss,
-            "val_loss": metrics.validation_loss,
-            "learning_rate": metrics.learning_rate,
-            "tokens_per_second": metrics.tokens_per_second,
-        }
-        run.log_metrics({k: v for k, v in figures.items() if v is not None}, step=metrics.epoch)
-
-    report = train(
-        loaded.model,
-        loaded.tokenizer,
-        texts[0],
-        texts[1],
-        step,
-        config.folder / "training",
-        base_sha256=base.sha256,
-        report_epoch=on_epoch,
-        report_step=on_step,
-    )
-    mlflow.log_artifact(str(plot_losses(report.epochs, report.adapter_folder.parent / "loss.png")), "plots")
-    worst = {"event_id": [row.event_id for row in report.worst_rows], "loss": [row.loss for row in report.worst_rows]}
-    mlflow.log_table(worst, "worst_validation_rows.json")
-    return report
-
-
-def _register(
-    run: StepRun,
-    step: TrainConfig,
-    version: DatasetVersion,
-    catalogue: Catalogue,
-    base: BaseFiles,
-    report: TrainingReport,
-) -> RegisteredVersion:
-    lineage = Lineage(
-        dataset_version=version.name,
-        dataset_digest=version.digest,
-        trained_splits=("train",),
-        params=step.model_dump(mode="json", exclude={"dataset"}) | {"best_epoch": report.best_epoch},
-    )
-    parts = LoraParts(base=base, tokenizer=load_tokenizer(base.folder, base.name), adapter=report.adapter_folder)
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "planner"
-        write_package(package, parts, catalogue, lineage, embed_base=step.embed_base)
-        return register_package(
-            package,
-            catalogue,
-            model_name=step.model_name,
-            key=f"train {run.fingerprint}",
-            tags={
-                "kind": "lora",
-                "policy_id": POLICY,
-                "task": "planner",
-                "model_base": step.model_base,
-                **_dataset_tags(version),
-            },
-            description=_model_card(step, version, base, report),
-        )
-
-
-def _resumed(report: TrainingReport) -> list[str]:
-    if report.resumed_from_step is None:
-        return []
-    return [f"Went on from step {report.resumed_from_step:,} of {report.num_steps:,}, where an earlier run stopped."]
-
-
-def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, report: TrainingReport) -> str:
-    best = next(epoch for epoch in report.epochs if epoch.epoch == report.best_epoch)
-    validation = "none" if best.validation_loss is None else f"{best.validation_loss:.4f} nats a target token"
-    return (
-        "Plans a household's week of meals; decoding under the catalogue keeps every constraint.\n\n"
-        f"- base: {base.name} ({base.licence}; {base.source}; sha256 {base.sha256[:16]})\n"
-        f"- data: planner/{version.name}, digest {version.digest}, {report.num_train_rows} rows of the train split\n"
-        f"- LoRA: r {step.lora_r}, alpha {step.lora_alpha:g} on {', '.join(step.target_modules)}; "
-        f"epoch {report.best_epoch} of {step.epochs}, lr {step.lr:g}, batch {step.batch_size}, seed {step.seed}\n"
-        f"- validation loss: {validation}\n"
-        "- limits: proposes only dishes of the catalogue it was registered with; its newest replay holds its scores"
-    )
-
-
-def _log_params(step: TrainConfig, version: DatasetVersion, base: BaseFiles) -> None:
-    mlflow.log_params(
-        {
-            "dataset_version": version.name,
-            "dataset_digest": version.digest,
-            "learning_rate": step.lr,
-            "fine_tuning_method": "lora",
-            "base_sha256": base.sha256,
-        }
-    )
-
-
-def _dataset_tags(version: DatasetVersion) -> dict[str, object]:
-    return {"dataset_version": version.name, "dataset_digest": version.digest}
 
 
 def _base_identity(name: str) -> object:

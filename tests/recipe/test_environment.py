@@ -73,7 +73,14 @@ def test_a_changed_checkout_is_dirty_and_a_folder_without_git_is_unknown(tmp_pat
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").write_text("pins")
-    for name in ("recipe/train.py", "recipe/registry.py", "recipe/tracking.py", "training/loop.py", "dataset/build.py"):
+    for name in (
+        "recipe/train.py",
+        "recipe/fine_tune.py",
+        "recipe/registry.py",
+        "recipe/tracking.py",
+        "training/loop.py",
+        "dataset/build.py",
+    ):
         path = tmp_path / "planner" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("code")

@@ -1,0 +1,111 @@
+"""The files of a registered model's folder: their manifest, and what can be read of them without loading a model.
+
+In: a folder that `planner.decoding.package` wrote. Out: its lineage, or a refusal that names the file. Imports neither
+torch nor transformers, so that a step which is reused does not wait for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from planner.contracts.errors import ModelError
+
+MANIFEST = "manifest.json"
+SUFFIXES = (".json", ".safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a model learned from: a dataset version by name and digest, the splits that it saw, and how."""
+
+    dataset_version: str
+    dataset_digest: str
+    trained_splits: tuple[str, ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def verify_package(folder: Path, *, manifest_sha256: str | None = None) -> None:
+    """Compare every file of a model's folder with the manifest.
+
+    Raises:
+        ModelError: names the first file that is missing, changed or foreign.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ModelError(f"{folder} holds no complete model: {MANIFEST} is missing.", file=MANIFEST)
+    if manifest_sha256 is not None and sha256_of_file(folder / MANIFEST) != manifest_sha256:
+        raise changed_file(folder, MANIFEST, "changed since the model was registered")
+    wanted, found = read_json(folder / MANIFEST).get("files", {}), contents_of(folder)
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            raise changed_file(folder, name, "missing")
+        if name not in wanted:
+            raise changed_file(folder, name, "not part of the model")
+        if wanted[name] != found[name]:
+            raise changed_file(folder, name, "changed since the model was registered")
+
+
+def read_lineage(folder: Path) -> Lineage:
+    """What the model in a folder was trained on, as its verified `planner.json` says.
+
+    Raises:
+        ModelError: the folder is no intact model.
+    """
+    verify_package(folder)
+    value = read_json(folder / "planner.json")["lineage"]
+    return Lineage(value["dataset_version"], value["dataset_digest"], tuple(value["trained_splits"]), value["params"])
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def contents_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every file but the manifest, by its path in the folder.
+
+    Raises:
+        ModelError: a file is neither JSON nor safetensors.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if name == MANIFEST:
+            continue
+        if path.is_symlink() or path.suffix not in SUFFIXES:
+            raise changed_file(folder, name, "neither JSON nor safetensors")
+        found[name] = {"sha256": sha256_of_file(path), "size": path.stat().st_size}
+    return found
+
+
+def changed_file(folder: Path, name: str, what: str) -> ModelError:
+    """The error that names a file which is not as it was registered."""
+    return ModelError(
+        f"File {name} of the model in {folder} is {what}. Fetch the version again, or register it again.",
+        folder=folder,
+        file=name,
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as readable JSON with sorted keys: equal values give equal bytes."""
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ModelError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable JSON. Fetch the model version again.", file=path.name) from error
