@@ -153,9 +153,9 @@ def test_symbolic_link_is_refused(copy):
 
 def rehashed(folder):
     """What a forger would do: write a manifest that fits the changed files."""
-    from planner.decoding.package import _contents
+    from planner.decoding.files import contents_of
 
-    (folder / "manifest.json").write_text(json.dumps({"files": _contents(folder)}))
+    (folder / "manifest.json").write_text(json.dumps({"files": contents_of(folder)}))
     return folder
 
 

@@ -19,7 +19,7 @@ from planner.dataset.demo import load_demo
 from planner.dataset.embedded import embedded_postgres, server_folder
 from tests.recipe.project import TINY, Sandbox, new_sandbox
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 # A training of many short steps, with a checkpoint after each, so that a test can meet it half-way.
 LONG = TINY.replace("epochs: 2", "epochs: 60").replace("checkpoint_every: 2", "checkpoint_every: 1")
 
