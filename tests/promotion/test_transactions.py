@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -48,6 +49,10 @@ class Wire:
             threading.Thread(target=self._to_client, args=(server, client), daemon=True).start()
 
     def _to_server(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the other end may hang up first
+            self._forward(client, server)
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
         while data := client.recv(65536):
             if data.endswith(b"COMMIT\x00") and self.broken < self.commits_to_break:
                 self.broken += 1
@@ -60,12 +65,10 @@ class Wire:
         server.shutdown(socket.SHUT_RDWR)
 
     def _to_client(self, server: socket.socket, client: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):
             while data := server.recv(65536):
                 client.sendall(data)
             client.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
 
 @pytest.fixture
