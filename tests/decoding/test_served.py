@@ -55,9 +55,9 @@ def model_uri(package, catalogue, tmp_path_factory):
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{store / 'mlflow.db'}")
     try:
-        mlflow.create_experiment("decoding", artifact_location=(store / "artifacts").as_uri())
-        mlflow.set_experiment("decoding")
-        with mlflow.start_run():
+        experiment = mlflow.create_experiment("decoding", artifact_location=(store / "artifacts").as_uri())
+        # Not set_experiment: it would stay the whole process's experiment, in stores that do not have it.
+        with mlflow.start_run(experiment_id=experiment):
             info = mlflow.pyfunc.log_model(name="model", **log_arguments(package, catalogue))
         yield mlflow.artifacts.download_artifacts(info.model_uri)
     finally:
