@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
 
 from planner.dataset.database import connect, create_schema
 from planner.dataset.embedded import embedded_postgres
+from tests.databases import of_database, run_statement
 
 _TEMPLATE = "planner_template"
 _names = itertools.count(1)
@@ -27,8 +27,8 @@ def postgres_url() -> Iterator[str]:
     folder.chmod(0o755)
     try:
         with embedded_postgres(folder, fsync=False) as url:
-            _run(url, f"CREATE DATABASE {_TEMPLATE}")
-            with contextlib.closing(connect(_of(url, _TEMPLATE))) as connection:
+            run_statement(url, f"CREATE DATABASE {_TEMPLATE}")
+            with contextlib.closing(connect(of_database(url, _TEMPLATE))) as connection:
                 create_schema(connection)
             yield url
     finally:
@@ -39,17 +39,6 @@ def postgres_url() -> Iterator[str]:
 def database_url(postgres_url: str) -> Iterator[str]:
     """URL of a fresh database with empty tables, dropped after the test."""
     name = f"planner_test_{next(_names)}"
-    _run(postgres_url, f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
-    yield _of(postgres_url, name)
-    _run(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _of(url: str, database: str) -> str:
-    return url.replace("/planner?", f"/{database}?")
-
-
-def _run(url: str, statement: str) -> None:
-    with contextlib.closing(psycopg2.connect(url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
+    run_statement(postgres_url, f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+    yield of_database(postgres_url, name)
+    run_statement(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")

@@ -7,11 +7,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
 
 from planner.dataset.database import connect, create_schema
 from planner.dataset.demo import load_demo
+from tests.databases import of_database, run_statement
 from tests.recipe.project import Sandbox, new_sandbox
 from tests.tiny import tiny_base_folder
 
@@ -23,15 +23,15 @@ _names = itertools.count(1)
 @pytest.fixture(scope="session")
 def new_database(postgres_url: str) -> Callable[[], str]:
     """Makes databases that hold the demo of the first households; they go with the server of this session."""
-    _run(postgres_url, f"CREATE DATABASE {_DEMO}")
-    with contextlib.closing(connect(_of(postgres_url, _DEMO))) as connection:
+    run_statement(postgres_url, f"CREATE DATABASE {_DEMO}")
+    with contextlib.closing(connect(of_database(postgres_url, _DEMO))) as connection:
         create_schema(connection)
         load_demo(connection, households=HOUSEHOLDS)
 
     def create() -> str:
         name = f"planner_recipe_{next(_names)}"
-        _run(postgres_url, f"CREATE DATABASE {name} TEMPLATE {_DEMO}")
-        return _of(postgres_url, name)
+        run_statement(postgres_url, f"CREATE DATABASE {name} TEMPLATE {_DEMO}")
+        return of_database(postgres_url, name)
 
     return create
 
@@ -48,14 +48,3 @@ def sandbox(new_database: Callable[[], str], tiny_base: Path) -> Iterator[Sandbo
     with new_sandbox(new_database()) as made:
         (made.root / "base").symlink_to(tiny_base)
         yield made
-
-
-def _of(url: str, database: str) -> str:
-    return url.replace("/planner?", f"/{database}?")
-
-
-def _run(url: str, statement: str) -> None:
-    with contextlib.closing(psycopg2.connect(url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
