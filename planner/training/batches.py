@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from hashlib import sha256
 from random import Random
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from planner.training.text import EncodedRow
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows of one forward pass, end to end. T tokens in all, N of them targets.
+    """Rows of one forward pass, end to end. T tokens in all, N of them targets with a loss.
 
-    `source_N` is where each target token is predicted from: the position of the token before it.
+    `source_N` is where each target token is predicted from: the position of the token before it. `legal` names the K
+    token ids that stand to choice in the pack, ascending, and says by (N, K) which of them each target is chosen
+    among; without it, a target is one of the whole vocabulary.
     """
 
     rows: tuple[EncodedRow, ...]
@@ -29,6 +33,7 @@ class Pack:
     positions_1T: torch.Tensor
     source_N: torch.Tensor
     labels_N: torch.Tensor
+    legal: tuple[torch.Tensor, torch.Tensor] | None
 
 
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> list[int]:
@@ -53,7 +58,8 @@ def pack_rows(rows: Sequence[EncodedRow], *, most_tokens: int, device: torch.dev
     groups: list[list[EncodedRow]] = []
     room = 0
     for row in rows:
-        if not groups or row.num_tokens > room:
+        # Rows without legal ids are packed apart: a pack's targets are all among its legal ids, or all among all.
+        if not groups or row.num_tokens > room or (row.legal_ids is None) != (groups[-1][-1].legal_ids is None):
             groups.append([])
             room = most_tokens
         groups[-1].append(row)
@@ -62,8 +68,8 @@ def pack_rows(rows: Sequence[EncodedRow], *, most_tokens: int, device: torch.dev
 
 
 def num_target_tokens(rows: Sequence[EncodedRow]) -> int:
-    """Target tokens of the rows, end tokens included: what a loss sum is divided by."""
-    return sum(len(row.target_ids) for row in rows)
+    """Target tokens of the rows with a loss, end tokens included: what a loss sum is divided by."""
+    return sum(len(row.scored) for row in rows)
 
 
 def _pack(rows: Sequence[EncodedRow], device: torch.device | str) -> Pack:
@@ -73,8 +79,8 @@ def _pack(rows: Sequence[EncodedRow], device: torch.device | str) -> Pack:
     labels: list[int] = []
     for row in rows:
         start = len(ids) + len(row.prompt_ids) - 1
-        source.extend(range(start, start + len(row.target_ids)))
-        labels.extend(row.target_ids)
+        source.extend(start + index for index in row.scored)
+        labels.extend(row.target_ids[index] for index in row.scored)
         ids.extend(row.prompt_ids + row.target_ids)
         positions.extend(range(row.num_tokens))
 
@@ -88,4 +94,19 @@ def _pack(rows: Sequence[EncodedRow], device: torch.device | str) -> Pack:
         positions_1T=tensor(positions)[None],
         source_N=tensor(source),
         labels_N=tensor(labels),
+        legal=_legal(rows, device),
     )
+
+
+def _legal(rows: Sequence[EncodedRow], device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The ids to choose among, and by target which of them; None where a row's targets are among all ids."""
+    sets: list[NDArray[np.int64]] = []
+    for row in rows:
+        if row.legal_ids is None:
+            return None
+        sets.extend(row.legal_ids[index] for index in row.scored)
+    ids = np.unique(np.concatenate(sets)) if sets else np.empty(0, dtype=np.int64)
+    mask = np.zeros((len(sets), len(ids)), dtype=bool)
+    for index, legal in enumerate(sets):
+        mask[index, np.searchsorted(ids, legal)] = True
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)

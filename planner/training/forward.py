@@ -25,7 +25,7 @@ def backward_rows(peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_ba
     total = 0.0
     for pack in pack_rows(rows, most_tokens=micro_batch_tokens, device=peft_model.device):
         loss = pack_losses(peft_model, pack).sum()
-        torch.autograd.backward(loss / num_targets)
+        torch.autograd.backward(loss / max(1, num_targets))
         total += loss.item()
     return total
 
@@ -37,15 +37,16 @@ def row_losses(peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_batch
     found = []
     for pack in pack_rows(rows, most_tokens=micro_batch_tokens, device=peft_model.device):
         losses_N = pack_losses(peft_model, pack)
-        losses_by_row = torch.split(losses_N, [len(row.target_ids) for row in pack.rows])
+        losses_by_row = torch.split(losses_N, [len(row.scored) for row in pack.rows])
         for row, losses in zip(pack.rows, losses_by_row, strict=True):
-            found.append(RowLoss(row.event_id, losses.double().mean().item()))
+            found.append(RowLoss(row.event_id, losses.double().mean().item() if len(losses) else 0.0))
     return found
 
 
 def pack_losses(peft_model: PeftModel, pack: Pack) -> torch.Tensor:
-    """One loss a target token of the pack, shape (N,); the head is applied to those positions alone."""
+    """One loss a target token of the pack with one, shape (N,); the head is applied to those positions alone."""
     causal = peft_model.get_base_model()
     body = getattr(causal, causal.base_model_prefix)
     output = body(input_ids=pack.ids_1T, position_ids=pack.positions_1T, use_cache=False, row_lengths=pack.lengths)
-    return target_losses(output.last_hidden_state[0, pack.source_N], causal.get_output_embeddings(), pack.labels_N)
+    states_NC = output.last_hidden_state[0, pack.source_N]
+    return target_losses(states_NC, causal.get_output_embeddings(), pack.labels_N, pack.legal)

@@ -39,7 +39,7 @@ from planner.training.optimizer import (
 )
 from planner.training.report import EpochMetrics, RowLoss, TrainingReport
 from planner.training.surroundings import alone_in, process_as_it_was, run_fingerprint
-from planner.training.text import EncodedRow, EncodedRows, TextRow, encode_rows
+from planner.training.text import EncodedRow, EncodedRows, LegalTokens, TextRow, encode_rows
 
 ReportEpoch = Callable[[EpochMetrics], None]
 ReportStep = Callable[[int, int, float, float], None]
@@ -56,6 +56,7 @@ def train(
     folder: Path,
     *,
     base_sha256: str | None = None,
+    legal_tokens: LegalTokens | None = None,
     report_epoch: ReportEpoch | None = None,
     report_step: ReportStep | None = None,
 ) -> TrainingReport:
@@ -70,6 +71,8 @@ def train(
         folder: gets a folder of its own for each run, named by a fingerprint of the base, the rows and the options,
             with `checkpoints/` and `adapter/`: different runs never mix.
         base_sha256: digest of the base's weights; computed from the model when not given.
+        legal_tokens: what may stand at each place of a plan: the loss is then among those tokens alone, as the decoder
+            chooses. None takes the whole vocabulary.
         report_epoch: called after each epoch, 0 first; a start after a kill may call it again for the last one.
         report_step: called as (optimizer steps done, in all, loss of this step, tokens per second of this epoch).
 
@@ -77,8 +80,8 @@ def train(
         TrainingError: no training rows; too many overlong rows; a base without the target modules; a loss that is
             not a number; no room for a checkpoint; another process trains in this folder.
     """
-    train_rows = _encoded(tokenizer, train_texts, config, "train")
-    validation_rows = _encoded(tokenizer, validation_texts, config, "validation")
+    train_rows = _encoded(tokenizer, train_texts, config, "train", legal_tokens)
+    validation_rows = _encoded(tokenizer, validation_texts, config, "validation", legal_tokens)
     fingerprint = run_fingerprint(model, config, train_rows, validation_rows, base_sha256)
     run_folder = folder / fingerprint[:16]
     with ExitStack() as stack:
@@ -209,6 +212,7 @@ class _Run:
             num_train_rows=len(self.train_rows.rows),
             num_validation_rows=len(self.validation_rows.rows),
             num_overlong=self.train_rows.num_overlong + self.validation_rows.num_overlong,
+            num_unlisted=self.train_rows.num_unlisted + self.validation_rows.num_unlisted,
             num_steps=done.step,
             num_trainable=sum(weight.numel() for weight in self.weights.values()),
             resumed_from_step=resumed_from,
@@ -230,9 +234,16 @@ class _Run:
         )
 
 
-def _encoded(tokenizer: Tokenizer, texts: Sequence[TextRow], config: TrainConfig, split: str) -> EncodedRows:
+def _encoded(
+    tokenizer: Tokenizer, texts: Sequence[TextRow], config: TrainConfig, split: str, legal: LegalTokens | None
+) -> EncodedRows:
     encoded = encode_rows(
-        tokenizer, texts, max_tokens=config.max_tokens, max_overlong_share=config.max_overlong_share, split=split
+        tokenizer,
+        texts,
+        max_tokens=config.max_tokens,
+        max_overlong_share=config.max_overlong_share,
+        split=split,
+        legal_tokens=legal,
     )
     if split == "train" and not encoded.rows:
         raise TrainingError(
@@ -275,7 +286,7 @@ def _mean_loss(losses: Sequence[RowLoss], rows: Sequence[EncodedRow]) -> float |
     """Mean over all target tokens, as in training; None without rows."""
     if not rows:
         return None
-    weighted = sum(found.loss * len(row.target_ids) for found, row in zip(losses, rows, strict=True))
+    weighted = sum(found.loss * len(row.scored) for found, row in zip(losses, rows, strict=True))
     return weighted / num_target_tokens(rows)
 
 

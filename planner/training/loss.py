@@ -14,18 +14,29 @@ from torch import nn
 CHUNK = 256  # positions; 50 MB of fp32 logits at a vocabulary of 49,152
 
 
-def target_losses(hidden_NC: torch.Tensor, head: nn.Linear, labels_N: torch.Tensor) -> torch.Tensor:
+def target_losses(
+    hidden_NC: torch.Tensor,
+    head: nn.Linear,
+    labels_N: torch.Tensor,
+    legal: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Cross-entropy of each label under `head`, in nats, shape (N,).
 
     Args:
         hidden_NC: the states that predict the N targets. Gradients flow to them.
         head: the frozen output layer, without bias.
         labels_N: token ids.
+        legal: K token ids, ascending, and by (N, K) which of them each label is chosen among: the softmax is over
+            those alone. None takes the whole vocabulary.
 
     Source: logsumexp, as CPU `F.cross_entropy` was measured 7e-6 off float64 on real logits and this is not.
     """
     assert head.bias is None and not head.weight.requires_grad
-    losses_N: torch.Tensor = _TargetLosses.apply(hidden_NC, head.weight, labels_N)
+    if legal is None:
+        losses_N: torch.Tensor = _TargetLosses.apply(hidden_NC, head.weight, labels_N, None)
+        return losses_N
+    ids_K, mask_NK = legal
+    losses_N = _TargetLosses.apply(hidden_NC, head.weight[ids_K], torch.searchsorted(ids_K, labels_N), mask_NK)
     return losses_N
 
 
@@ -33,10 +44,20 @@ class _TargetLosses(torch.autograd.Function):
     """Each loss depends on one hidden state alone, so its gradient is found in the forward pass and scaled later."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NC: torch.Tensor, weight_VC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        hidden_NC: torch.Tensor,
+        weight_VC: torch.Tensor,
+        labels_N: torch.Tensor,
+        mask_NV: torch.Tensor | None,
+    ) -> torch.Tensor:
         losses, gradients = [], []
-        for hidden, labels in zip(torch.split(hidden_NC, CHUNK), torch.split(labels_N, CHUNK), strict=True):
-            logits = (hidden @ weight_VC.T).float()
+        for start in range(0, len(labels_N), CHUNK):
+            rows = slice(start, start + CHUNK)
+            labels = labels_N[rows]
+            logits = (hidden_NC[rows] @ weight_VC.T).float()
+            if mask_NV is not None:
+                logits.masked_fill_(~mask_NV[rows], -torch.inf)
             total = logits.logsumexp(-1)
             losses.append(total - logits.gather(1, labels[:, None])[:, 0])
             if ctx.needs_input_grad[0]:
@@ -45,9 +66,9 @@ class _TargetLosses(torch.autograd.Function):
                 gradients.append(slope.to(weight_VC.dtype) @ weight_VC)
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(losses)
+        return torch.cat(losses) if losses else hidden_NC.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient_NC,) = ctx.saved_tensors
-        return (gradient_NC * slopes[0][:, None]).to(gradient_NC.dtype), None, None
+        return (gradient_NC * slopes[0][:, None]).to(gradient_NC.dtype), None, None, None

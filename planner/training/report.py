@@ -35,7 +35,8 @@ class RowLoss:
 class TrainingReport:
     """A finished training run.
 
-    `adapter_folder` is in PEFT's format, from the epoch `best_epoch`; `resumed_from_step` is the optimizer step of the
+    `adapter_folder` is in PEFT's format, from the epoch `best_epoch`; `num_unlisted` are rows whose plan is none of the
+    catalogue; `resumed_from_step` is the optimizer step of the
     checkpoint that the run went on from, None when it started anew; `seconds` is the time over all its starts.
     """
 
@@ -45,6 +46,7 @@ class TrainingReport:
     num_train_rows: int
     num_validation_rows: int
     num_overlong: int
+    num_unlisted: int
     num_steps: int
     num_trainable: int
     resumed_from_step: int | None
