@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -81,13 +82,31 @@ def test_every_plan_keeps_to_the_limits_of_its_household(demo: Demo, which: str)
     assert len(plans) > 1000 and limited > 20
 
 
-def test_accepted_plans_hold_three_to_seven_dishes_that_the_weeks_purchases_support(demo: Demo) -> None:
+def test_accepted_plans_hold_three_to_seven_dishes_that_the_weeks_kitchen_supports(demo: Demo) -> None:
     rows = {(int(h), int(w)): i for i, (h, w) in enumerate(zip(demo.support.household, demo.support.week, strict=True))}
     for h, week, dishes in zip(demo.accepted.household, demo.accepted.week, demo.accepted.dish, strict=True):
         row, used = rows[int(h), int(week)], dishes[dishes >= 0]
         assert 3 <= len(used) == len(set(used.tolist())) <= 7
         assert (demo.support.share[row, used] >= MIN_SHARE).all()
-        assert (demo.support.main_pieces[row, used] >= 1).all()
+
+
+def test_a_piece_of_a_main_ingredient_serves_one_dish_and_is_gone_from_the_pantry_then(demo: Demo) -> None:
+    support, accepted = demo.support, demo.accepted
+    plan_of = {(int(h), int(w)): i for i, (h, w) in enumerate(zip(accepted.household, accepted.week, strict=True))}
+    num_used_up = 0
+    for home in range(40):
+        left: Counter[int] = Counter()
+        for week in range(support.pieces.shape[1]):
+            for stock in [s for s in left if not support.keeping[home, week, s]]:
+                del left[stock]
+            kept = np.flatnonzero(support.keeping[home, week])
+            assert [left[s] == 0 for s in kept.tolist()] == demo.used_up[home, week, kept].tolist()
+            num_used_up += int(demo.used_up[home, week].sum())
+            left.update({s: int(support.pieces[home, week, s]) for s in np.flatnonzero(support.pieces[home, week])})
+            dishes = accepted.dish[plan_of[home, week]] if (home, week) in plan_of else np.array([-1])
+            left.subtract(support.main[dishes[dishes >= 0]].tolist())
+            assert min(left.values(), default=0) >= 0
+    assert num_used_up > 100
 
 
 def test_edits_turn_the_generated_plan_into_the_accepted_one_exactly(log: dict[str, list[dict[str, Any]]]) -> None:
@@ -164,7 +183,7 @@ def test_the_logged_policy_knows_only_the_weeks_before(demo: Demo) -> None:
 
 def test_pantries_hold_only_what_was_bought_before_and_is_still_good(demo: Demo) -> None:
     rows = (demo.proposed.household[:400], demo.proposed.week[:400])
-    lines = list(pantry_lines(demo.catalogue, demo.purchases, demo.households.ids[:300], rows))
+    lines = list(pantry_lines(demo.catalogue, demo.purchases, demo.households.ids[:300], rows, demo.used_up))
     assert len(lines) == 400
     stocks = {food.name: (index, food.shelf_days) for index, food in enumerate(demo.catalogue.stocks)}
     bought = demo.purchases

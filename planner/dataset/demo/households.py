@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.dataset.demo.catalogue import KINDS, DemoCatalogue, Dish
-from planner.dataset.demo.purchases import NUM_WEEKS, Floats, Ints, Purchases
-from planner.dataset.demo.support import MIN_SHARE, Bools, Support, unit_hash
+from planner.dataset.demo.purchases import NUM_WEEKS, Bools, Floats, Ints, Purchases
+from planner.dataset.demo.support import MIN_SHARE, Support, unit_hash
 
 LIMITS_FROM_WEEKS = (0, 14, 27, 40)  # weeks in which a version of the limits begins: the start, April, July, October
 PREP_STEPS = (20, 30, 45, 60, 90, 120)  # minutes; above the last there is no limit

@@ -27,7 +27,7 @@ from planner.dataset.demo.households import LIMITS_FROM_WEEKS, Households, deriv
 from planner.dataset.demo.pantry import PANTRY_COLUMNS, pantry_lines
 from planner.dataset.demo.plans import Plans, choose_accepted
 from planner.dataset.demo.policy import propose
-from planner.dataset.demo.purchases import Floats, Ints, Purchases, read_purchases, week_start
+from planner.dataset.demo.purchases import Bools, Floats, Ints, Purchases, read_purchases, week_start
 from planner.dataset.demo.support import Support, compute_support, unit_hash
 
 Progress = Callable[[int, int | None, str], None]
@@ -46,7 +46,10 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything that is derived, before it becomes rows; `cost_D` is the cost of a serving of each dish in cents."""
+    """Everything that is derived, before it becomes rows.
+
+    `cost_D` is the cost of a serving of each dish in cents; `used_up` as `choose_accepted` returns it.
+    """
 
     catalogue: DemoCatalogue
     purchases: Purchases
@@ -56,6 +59,7 @@ class Demo:
     cost_D: Floats
     accepted: Plans
     proposed: Plans
+    used_up: Bools
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,12 @@ def derive_demo(*, progress: Progress | None = None, households: int | None = No
     cost_D = np.array(
         [round(cost_per_serving(dish, purchases.prices) * 100) for dish in catalogue.dishes], dtype=np.float64
     )
-    accepted = choose_accepted(catalogue, support, homes, cost_D)
+    accepted, used_up = choose_accepted(catalogue, support, homes, cost_D)
     rows = _proposal_rows(support, homes, accepted)
     proposed = propose(catalogue, homes, accepted, rows, cost_D)
-    return Demo(catalogue, purchases, catalogue.recipes(purchases.prices), support, homes, cost_D, accepted, proposed)
+    return Demo(
+        catalogue, purchases, catalogue.recipes(purchases.prices), support, homes, cost_D, accepted, proposed, used_up
+    )
 
 
 def _proposal_rows(support: Support, households: Households, accepted: Plans) -> tuple[Ints, Ints]:
@@ -152,7 +158,7 @@ def _load(cursor: psycopg2.extensions.cursor, demo: Demo, tell: Progress) -> Dem
     num_constraints = _copy(cursor, "public.household_constraints", _LIMIT_COLUMNS, _limit_lines(demo.households))
     tell(3, 6, "loading pantry snapshots")
     rows = (demo.proposed.household, demo.proposed.week)
-    snapshots = pantry_lines(demo.catalogue, demo.purchases, demo.households.ids, rows)
+    snapshots = pantry_lines(demo.catalogue, demo.purchases, demo.households.ids, rows, demo.used_up)
     num_snapshots = _copy(cursor, "public.pantry_snapshots", PANTRY_COLUMNS, snapshots)
     cursor.execute(
         "SELECT setval(pg_get_serial_sequence('public.pantry_snapshots', 'id'), %s)", (max(1, num_snapshots),)

@@ -1,4 +1,4 @@
-"""What was in the kitchen when a plan was generated: purchases of recent weeks that have not gone off.
+"""What was in the kitchen when a plan was generated: purchases that have neither gone off nor been used up.
 
 In: purchases and the (household, week) rows to describe. Out: rows of `pantry_snapshots` as COPY text.
 """
@@ -10,16 +10,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from planner.dataset.demo.catalogue import DemoCatalogue, Food
-from planner.dataset.demo.purchases import Ints, Purchases, week_start
+from planner.dataset.demo.purchases import Bools, Ints, Purchases, week_start
 
-MAX_ITEMS = 24
+MAX_ITEMS = 60
 PANTRY_COLUMNS = "id, household_id, snapshot_time, items"
 
 
 def pantry_lines(
-    catalogue: DemoCatalogue, purchases: Purchases, ids: tuple[str, ...], rows: tuple[Ints, Ints]
+    catalogue: DemoCatalogue, purchases: Purchases, ids: tuple[str, ...], rows: tuple[Ints, Ints], used_up: Bools
 ) -> Iterator[str]:
-    """Yield a snapshot for each (household, week) of `rows`, taken when the week begins: most recently bought first."""
+    """Yield a snapshot for each (household, week) of `rows`, taken when the week begins: most recently bought first.
+
+    `used_up` (household, week, stock) is what accepted plans have used up by then.
+    """
     household, week = rows
     foods = catalogue.stocks
     shelf = np.array([food.shelf_days for food in foods])
@@ -31,20 +34,21 @@ def pantry_lines(
         day, stock, pieces = purchases.day[own], purchases.stock[own], purchases.pieces[own]
         for row in range(row_starts[h], row_starts[h + 1]):
             now = 7 * int(week[row])
-            items = _items(now, day, stock, pieces, shelf)
+            gone = used_up[h, int(week[row])]
+            items = _items(now, day, stock, pieces, shelf, gone)
             number += 1
             listed = ", ".join(_item_json(foods[s], n, now - d) for d, s, n in items)
             yield f"{number}\t{ids[h]}\t{week_start(int(week[row])).isoformat()}\t[{listed}]\n"
 
 
-def _items(now: int, day: Ints, stock: Ints, pieces: Ints, shelf: Ints) -> list[tuple[int, int, int]]:
+def _items(now: int, day: Ints, stock: Ints, pieces: Ints, shelf: Ints, gone: Bools) -> list[tuple[int, int, int]]:
     """(day, stock, pieces) of the last purchase of each stock before day `now` that is still good, newest first."""
     end = int(np.searchsorted(day, now))
     begin = int(np.searchsorted(day, now - int(shelf.max())))
     last: dict[int, tuple[int, int]] = {}
     for d, s, n in zip(day[begin:end].tolist(), stock[begin:end].tolist(), pieces[begin:end].tolist(), strict=True):
         last[s] = (d, n)
-    good = [(d, s, n) for s, (d, n) in last.items() if now - d <= shelf[s]]
+    good = [(d, s, n) for s, (d, n) in last.items() if now - d <= shelf[s] and not gone[s]]
     good.sort(key=lambda item: (-item[0], item[1]))
     return good[:MAX_ITEMS]
 

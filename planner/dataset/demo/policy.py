@@ -11,8 +11,8 @@ import numpy as np
 from planner.dataset.demo.catalogue import DemoCatalogue
 from planner.dataset.demo.households import Households, plan_limits
 from planner.dataset.demo.plans import MAX_MEALS, Plans, assign_days, preferred_days, within_budget
-from planner.dataset.demo.purchases import NUM_WEEKS, Floats, Ints
-from planner.dataset.demo.support import Bools, unit_hash
+from planner.dataset.demo.purchases import NUM_WEEKS, Bools, Floats, Ints
+from planner.dataset.demo.support import unit_hash
 
 MEMORY = 0.8  # what is left of an accepted dish's count a week later
 OWN_WEIGHT, CHANCE = 0.4, 0.25  # of the household's favourites against everybody's, and of a dish nobody asked for
@@ -64,10 +64,10 @@ def propose(
         known[at] = own_HD[homes[:, None], order] > 0
         _remember(accepted, now, own_HD, popular_D, meals_H)
     budget, _ = plan_limits(households, household, week)
-    servings = np.repeat(households.size[household][:, None], num_dishes, 1)
+    servings = np.repeat(households.size[household][:, None], MAX_MEALS, 1)
     chosen = within_budget(chosen, servings, cost_D, budget * 100)
-    dish = assign_days(chosen, _days(catalogue, households, household, chosen, known), np.arange(len(chosen)))
-    return Plans(household, week, dish, np.where(dish >= 0, households.size[household][:, None], 0))
+    dish, served = assign_days(chosen, servings, _days(catalogue, households, household, chosen, known))
+    return Plans(household, week, dish, served)
 
 
 def _fits(catalogue: DemoCatalogue, households: Households, household: Ints, week: Ints) -> Bools:

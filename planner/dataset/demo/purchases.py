@@ -22,6 +22,7 @@ from planner.dataset.demo.catalogue import DemoCatalogue
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int16]
+Bools = NDArray[np.bool_]
 
 # Planning weeks run from Sunday to Saturday. They begin at 05:00 UTC, midnight of US Eastern standard time: the hour
 # at which the data's own weeks turn over, and hardly anybody shops. Week 0 lies before the data, week 52 is the last
@@ -71,6 +72,22 @@ class Purchases:
         cube = np.zeros((self.num_households, NUM_WEEKS, num_stocks), dtype=np.int16)
         np.add.at(cube, (self.household, self.week, self.stock), self.pieces.astype(np.int16))
         return cube
+
+    def keeping(self, shelf_days: Ints) -> Bools:
+        """What was bought before each week and has not gone off when it begins, shape (household, week, stock).
+
+        Args:
+            shelf_days: of each stock, counted from its last purchase.
+        """
+        good = np.zeros((self.num_households, NUM_WEEKS, len(shelf_days)), dtype=bool)
+        last = np.full((self.num_households, len(shelf_days)), -(10**6), dtype=np.int64)
+        order = np.argsort(self.day, kind="stable")
+        bounds = np.searchsorted(self.day[order], 7 * np.arange(NUM_WEEKS))
+        for week in range(1, NUM_WEEKS):
+            rows = order[bounds[week - 1] : bounds[week]]
+            last[self.household[rows], self.stock[rows]] = self.day[rows]
+            good[:, week] = 7 * week - last <= shelf_days
+        return good
 
 
 def week_start(week: int) -> datetime:

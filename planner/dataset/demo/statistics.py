@@ -13,8 +13,7 @@ from planner.dataset.demo.events import edit_rows, match_plans
 from planner.dataset.demo.households import plan_limits
 from planner.dataset.demo.load import Demo
 from planner.dataset.demo.plans import Plans, choose_accepted
-from planner.dataset.demo.purchases import Floats, Ints
-from planner.dataset.demo.support import Bools
+from planner.dataset.demo.purchases import Bools, Floats, Ints
 
 
 def demo_statistics(demo: Demo) -> list[tuple[str, str]]:
@@ -54,7 +53,7 @@ def demo_statistics(demo: Demo) -> list[tuple[str, str]]:
 
 def _without_habit(demo: Demo) -> list[tuple[str, str]]:
     """The same two guesses if the week's share of ingredients alone ranked the dishes."""
-    other = choose_accepted(demo.catalogue, demo.support, demo.households, demo.cost_D, by_habit=False)
+    other, _ = choose_accepted(demo.catalogue, demo.support, demo.households, demo.cost_D, by_habit=False)
     sets = dish_sets(other, len(demo.catalogue.dishes))
     before = np.flatnonzero(other.household[1:] == other.household[:-1]) + 1
     popular = jaccard(popular_sets(replace(demo, accepted=other), 7), sets)

@@ -1,6 +1,7 @@
-"""How well a week's purchases support each dish, and how a household's habits rank the dishes.
+"""How well a household's kitchen supports each dish in a week, and how its habits rank the dishes.
 
 In: purchases by household, week and stock. Out: arrays over (row, dish), a row being one shopping week of a household.
+In the kitchen is what is bought in that week, and what was bought before and has not gone off.
 """
 
 from __future__ import annotations
@@ -9,31 +10,30 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner.dataset.demo.catalogue import DemoCatalogue
-from planner.dataset.demo.purchases import Counts, Floats, Ints, Purchases
+from planner.dataset.demo.purchases import Bools, Counts, Floats, Ints, Purchases
 
-Bools = NDArray[np.bool_]
-
-MIN_SHARE = 1 / 3  # of a dish's ingredients by weight of rarity, the main one bought that week in any case
+MIN_SHARE = 1 / 2  # of a dish's ingredients by weight of rarity, the main one in the kitchen in any case
 
 
 @dataclass(frozen=True)
 class Support:
     """What each shopping week supports; rows sorted by household, then week.
 
-    `share` (row, dish) is the share of the dish's ingredients bought that week, 0 without the main one; `habit`
-    (household, dish) is how much the household's year of shopping leans to the dish's ingredients; `main_pieces`
-    (row, dish) how many pieces of the main ingredient were bought; `main` the stock of each dish's main ingredient.
+    `share` (row, dish) is the share of the dish's ingredients in the kitchen, 0 without the main one; `habit`
+    (household, dish) is how much the household's year of shopping leans to the dish's ingredients; `main` the stock of
+    each dish's main ingredient. `pieces` and `keeping` (household, week, stock) are what is bought in a week, and
+    whether what was bought before it is still good when it begins.
     """
 
     household: Ints
     week: Ints
     share: Floats
     habit: Floats
-    main_pieces: Counts
     main: Ints
+    pieces: Counts
+    keeping: Bools
 
 
 def compute_support(catalogue: DemoCatalogue, purchases: Purchases) -> Support:
@@ -45,17 +45,19 @@ def compute_support(catalogue: DemoCatalogue, purchases: Purchases) -> Support:
     active[:, 0] = False
     weight_SD, main = _weights(catalogue, bought, int(active.sum()))
     household, week = np.nonzero(active)
-    share = bought[household, week].astype(np.float64) @ weight_SD
-    main_pieces = pieces[household, week][:, main]
-    share[main_pieces == 0] = 0.0
+    keeping = purchases.keeping(np.array([food.shelf_days for food in catalogue.stocks]))
+    kitchen = bought[household, week] | keeping[household, week]
+    share = kitchen.astype(np.float64) @ weight_SD
+    share[~kitchen[:, main]] = 0.0
     share = np.round(share, 9)  # sums may differ in the last bit from machine to machine
     return Support(
         household=household,
         week=week,
         share=share,
         habit=_habit(catalogue, bought, active, weight_SD),
-        main_pieces=main_pieces,
         main=main,
+        pieces=pieces,
+        keeping=keeping,
     )
 
 
