@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from planner.contracts.catalogue import Catalogue, text_title
 from planner.contracts.errors import CatalogueError, ModelError
-from planner.contracts.prompt import DAY_LABELS
+from planner.contracts.prompt import DAY_LABELS, title_collisions
 
 MAX_SERVINGS = 200  # of one dish; a plan for more eats the household's usual servings
 USUAL = 0  # a leaf of the usual servings
 NUMBER = -1  # a leaf that a number follows
 PAD = -1
+RETIRED = -1  # the row of a title that may not be proposed, but must not be spelled as another dish's servings either
 NEVER = 2**62  # a price above any budget
 _KEPT_SIZES = 16  # household sizes whose prices are kept
 _PROBE = 12  # two digits: shows how a number joins a title
@@ -125,12 +126,14 @@ def build_trie(catalogue: Catalogue, tokenizer: Any) -> CatalogueTrie:
     _prove(tokenizer, titles, usual, counted, labels, numbers)
     leaves = [(piece, row, USUAL) for piece, row in zip(usual, rows, strict=True)]
     leaves += [(piece, row, NUMBER) for piece, row in zip(counted, rows, strict=True)]
-    leaves = _spell_out_prefixes(leaves, numbers)
+    retired = [title for title in title_collisions(catalogue) if not catalogue.by_title[title].active]
+    leaves += [(_cut(ids, labels[0], (), title), RETIRED, USUAL) for ids, title in _lines(tokenizer, retired, "")]
+    leaves = [leaf for leaf in _spell_out_prefixes(leaves, numbers) if leaf[1] != RETIRED]
     return _assemble(leaves, labels, numbers, tokenizer.eos_token_id)
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     return encoded
 
 

@@ -15,7 +15,7 @@ from planner.contracts.prompt import encode_prompt, encode_target, render_plan, 
 from planner.contracts.request import Constraints, Household, Request
 from planner.decoding.decoder import Decoder
 from planner.decoding.guess import PRIORS, Guesser, Leaves, Piece
-from tests.decoding.test_moves import fuzz_catalogue, fuzz_request
+from tests.decoding.fuzz import fuzz_catalogue, fuzz_request
 from tests.decoding.test_trie import odd_catalogue
 from tests.tiny import tiny_catalogue, tiny_requests
 
@@ -127,7 +127,7 @@ def test_plans_are_those_without_guesses_under_made_up_scores(base, seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_odd_titles_of_a_tokenizer_that_joins_brackets_and_newlines_change_nothing(base, bracket_tokenizer, seed):
     rng, catalogue = random.Random(seed), odd_catalogue()
-    requests = [fuzz_with_history(rng, catalogue) for _ in range(20)]
+    requests = [fuzz_with_history(rng, catalogue) for _ in range(30)]
     plans = []
     for guess in (False, True):
         decoder = Decoder(base.model, bracket_tokenizer, catalogue, guess=guess, max_rows=1, call_tokens=1e9)

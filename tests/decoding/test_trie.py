@@ -78,6 +78,19 @@ def test_text_of_another_title_is_never_read_as_servings(base):
     assert moves.plan == Plan((Meal("monday", "b", 4),))
 
 
+def test_text_of_a_dish_that_left_is_never_written_as_servings_of_another(base):
+    catalogue = Catalogue.of([Recipe("a", "Soup"), Recipe("b", "Soup x2", active=False)])
+    trie, index = build_trie(catalogue, base.tokenizer), ConstraintIndex(catalogue)
+    assert set(trie.recipe.tolist()) == {0}
+    moves = PlanMoves(trie, catalogue, index.cost_cents, index.allowed(Request(Household("h", 4))), 4)
+    for token in base.tokenizer.encode("Mon: Soup x"):
+        moves.take(token)
+    one, two, three = (base.tokenizer.encode(digit)[0] for digit in "123")
+    assert {one, three} <= set(moves.legal_tokens().tolist())
+    moves.take(two)  # of twenty and more
+    assert base.tokenizer.encode("\n")[0] not in moves.legal_tokens()
+
+
 def test_usual_servings_are_never_spelled_as_a_number(base):
     catalogue = Catalogue.of([Recipe("a", "Soup")])
     trie, index = build_trie(catalogue, base.tokenizer), ConstraintIndex(catalogue)
