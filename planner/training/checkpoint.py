@@ -19,35 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from planner.contracts.errors import TrainingError
+from planner.training.position import Position
 from planner.training.report import EpochMetrics, RowLoss
 
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
 FIGURES = "state.json"
 KEEP = 2
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: `step` optimizer steps are done, `index` of them in epoch `epoch` (1, 2, …).
-
-    `loss_sum` and `num_target_tokens`, `num_tokens`, `seconds` are those of the epoch so far; `best_step` is the step
-    of the checkpoint of the best epoch, 0 before there is one; `stale_epochs` counts epochs since then.
-    """
-
-    step: int = 0
-    epoch: int = 1
-    index: int = 0
-    loss_sum: float = 0.0
-    num_target_tokens: int = 0
-    num_tokens: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
-    best_epoch: int = 0
-    best_loss: float | None = None
-    stale_epochs: int = 0
-    epochs: tuple[EpochMetrics, ...] = ()
-    worst_rows: tuple[RowLoss, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +93,11 @@ def read_checkpoint(folder: Path, step: int) -> Checkpoint:
             step=step,
         )
     return checkpoint
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the folder of one checkpoint holds just what its manifest says."""
+    return _read(path) is not None
 
 
 def _folder(folder: Path, step: int) -> Path:

@@ -6,7 +6,7 @@ In: the `train` section of `recipe.yaml`. Out: a frozen `TrainConfig`.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
@@ -52,8 +52,21 @@ class TrainConfig(BaseModel):
     """Peak learning rate of AdamW. A text that is a number (`1e-04`) is taken as that number."""
     batch_size: Whole = Field(8, ge=1)
     """Rows per optimizer step. They are split over several forward passes by `micro_batch_tokens`."""
-    micro_batch_tokens: Whole = Field(2048, ge=1)
-    """Most tokens in one forward pass; memory grows with it, the loss is the same. One row alone may exceed it."""
+    micro_batch_tokens: Whole | None = Field(2048, ge=1)
+    """Most tokens in one forward pass; memory grows with it, the loss is the same. One row alone may exceed it. Null
+    takes what the memory allows, 4,096 at most."""
+    gradient_checkpointing: StrictBool | None = None
+    """Compute activations again in the backward pass instead of keeping them: a tenth of the memory, a third more time.
+    Null does so where the memory has no room for passes of 2,048 tokens otherwise."""
+    memory_gib: Number | None = Field(None, gt=0)
+    """Most memory in GiB that the run may plan with, and on a GPU use; null means all of a GPU, no limit on a CPU."""
+    quantize_base: StrictBool = False
+    """Hold the frozen base in 4 bits (QLoRA): a third of its memory. Needs an NVIDIA GPU and the extra `qlora`."""
+    loss: Literal["catalogue", "text"] = "catalogue"
+    """`catalogue`: the loss of a token is among those that may stand there, as the decoder chooses; `text`: among the
+    whole vocabulary, for a model that others decode freely."""
+    decide: Literal["dish", "token"] = "dish"
+    """What the registered version decides at a time: the likeliest dish as a whole, or the likeliest token (greedy)."""
     lora_r: Whole = Field(16, ge=1, le=1024)
     """Rank of the adapter."""
     lora_alpha: Number = Field(32, gt=0)
@@ -78,6 +91,9 @@ class TrainConfig(BaseModel):
     """Longest gradient (L2 norm over the whole adapter); a longer one is scaled down to it."""
     patience: Whole | None = Field(None, ge=1)
     """Stop after so many epochs in a row without a better validation loss; null never stops early."""
+    checkpoints: StrictStr | None = None
+    """Folder of the runs and their checkpoints, or an `s3://bucket/prefix` that gets copies of them, so that another
+    machine can go on; null takes `training/` in the working folder."""
     checkpoint_every: Whole = Field(25, ge=1)
     """Optimizer steps between two checkpoints; each epoch ends with one as well."""
     seed: Whole = Field(0, ge=0, lt=2**63)

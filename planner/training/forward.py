@@ -16,12 +16,15 @@ from planner.training.report import RowLoss
 from planner.training.text import EncodedRow
 
 
-def backward_rows(peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_batch_tokens: int) -> float:
+def backward_rows(
+    peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_batch_tokens: int, num_targets: int | None = None
+) -> float:
     """Add the gradient of the rows' mean loss a target token to the adapter; returns the sum of the losses.
 
-    The mean is over all the rows, however many packs they are split into.
+    The mean is over all the rows, however many packs they are split into; `num_targets` is what the sum is divided by
+    where the rows are a part of a step alone.
     """
-    num_targets = num_target_tokens(rows)
+    num_targets = num_target_tokens(rows) if num_targets is None else num_targets
     total = 0.0
     for pack in pack_rows(rows, most_tokens=micro_batch_tokens, device=peft_model.device):
         loss = pack_losses(peft_model, pack).sum()

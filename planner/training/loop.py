@@ -5,7 +5,7 @@ folder holds the adapter of the best epoch. Run again after a kill with the same
 newest whole checkpoint and ends, on a CPU, with the same bytes.
 
 The loss of a step is the sum over all its target tokens divided by their number, however the rows are split over
-forward passes; prompt tokens have no loss; no row is padded or cut.
+forward passes and processes; prompt tokens have no loss; no row is padded or cut.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from peft import PeftModel
@@ -26,10 +27,18 @@ from planner.contracts.errors import TrainingError
 from planner.contracts.prompt import Tokenizer
 from planner.training.adapter import adapted, load_adapter, read_adapter, trainable, write_adapter
 from planner.training.attention import packed_attention
-from planner.training.batches import epoch_order, num_target_tokens, rows_of_step, steps_per_epoch
-from planner.training.checkpoint import Checkpoint, Position, newest_checkpoint, read_checkpoint, write_checkpoint
+from planner.training.batches import epoch_order, num_target_tokens, pack_rows, rows_of_step, steps_per_epoch
+from planner.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows, row_losses
+from planner.training.memory import (
+    MemoryPlan,
+    activations_recomputed,
+    memory_budget,
+    plan_memory,
+    smaller,
+    weight_bytes,
+)
 from planner.training.optimizer import (
     build_optimizer,
     learning_rate_at,
@@ -37,13 +46,17 @@ from planner.training.optimizer import (
     optimizer_tensors,
     take_step,
 )
-from planner.training.report import EpochMetrics, RowLoss, TrainingReport
+from planner.training.position import Position, after_epoch, after_step, mean_loss
+from planner.training.processes import Processes, current_processes
+from planner.training.remote import Store, pull, push
+from planner.training.report import EpochMetrics, TrainingReport
 from planner.training.surroundings import alone_in, process_as_it_was, run_fingerprint
 from planner.training.text import EncodedRow, EncodedRows, LegalTokens, TextRow, encode_rows
 
 ReportEpoch = Callable[[EpochMetrics], None]
 ReportStep = Callable[[int, int, float, float], None]
-NUM_WORST_ROWS = 10
+ReportMemory = Callable[[MemoryPlan], None]
+T = TypeVar("T")
 _ADAPTER = "adapter/"
 
 
@@ -57,10 +70,14 @@ def train(
     *,
     base_sha256: str | None = None,
     legal_tokens: LegalTokens | None = None,
+    store: Store | None = None,
     report_epoch: ReportEpoch | None = None,
     report_step: ReportStep | None = None,
+    report_memory: ReportMemory | None = None,
 ) -> TrainingReport:
     """Fine-tune a LoRA adapter on the accepted plans and keep the epoch with the lowest validation loss.
+
+    Under `accelerate launch` every process calls this with the same input; the first alone writes and reports.
 
     Args:
         model: the base, on its device and in its type; it comes back without adapter, weights unchanged and frozen.
@@ -73,26 +90,44 @@ def train(
         base_sha256: digest of the base's weights; computed from the model when not given.
         legal_tokens: what may stand at each place of a plan: the loss is then among those tokens alone, as the decoder
             chooses. None takes the whole vocabulary.
+        store: holds copies of the checkpoints, so that another machine can go on.
         report_epoch: called after each epoch, 0 first; a start after a kill may call it again for the last one.
         report_step: called as (optimizer steps done, in all, loss of this step, tokens per second of this epoch).
+        report_memory: called before the start, and again whenever the forward passes had to shrink.
 
     Raises:
         TrainingError: no training rows; too many overlong rows; a base without the target modules; a loss that is
-            not a number; no room for a checkpoint; another process trains in this folder.
+            not a number; no room in memory or for a checkpoint; another process trains in this folder, or one of this
+            run's own died.
     """
     train_rows = _encoded(tokenizer, train_texts, config, "train", legal_tokens)
     validation_rows = _encoded(tokenizer, validation_texts, config, "validation", legal_tokens)
     fingerprint = run_fingerprint(model, config, train_rows, validation_rows, base_sha256)
-    run_folder = folder / fingerprint[:16]
+    run_folder, processes = folder / fingerprint[:16], current_processes()
     with ExitStack() as stack:
-        stack.enter_context(alone_in(run_folder))
+        if processes.is_first:
+            stack.enter_context(alone_in(run_folder))
         stack.enter_context(process_as_it_was(model, config.num_threads))
+        memory = _planned_memory(model, config, (*train_rows.rows, *validation_rows.rows))
         stack.enter_context(packed_attention(model))
         peft_model = stack.enter_context(adapted(model, config))
-        run = _Run(peft_model, config, train_rows, validation_rows, run_folder, report_epoch, report_step)
+        stack.enter_context(activations_recomputed(model, memory.gradient_checkpointing))
+        run = _Run(
+            peft_model, config, train_rows, validation_rows, run_folder, memory, processes, store,
+            _Reports(report_step, report_epoch, report_memory) if processes.is_first else _Reports(),
+        )  # fmt: skip
         resumed_from = run.resume()
         run.go_on()
         return run.finish(resumed_from)
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """Whom to tell; nobody where None."""
+
+    step: ReportStep | None = None
+    epoch: ReportEpoch | None = None
+    memory: ReportMemory | None = None
 
 
 class _Run:
@@ -105,20 +140,23 @@ class _Run:
         train_rows: EncodedRows,
         validation_rows: EncodedRows,
         folder: Path,
-        report_epoch: ReportEpoch | None,
-        report_step: ReportStep | None,
+        memory: MemoryPlan,
+        processes: Processes,
+        store: Store | None,
+        reports: _Reports,
     ) -> None:
         self.peft_model, self.config, self.folder = peft_model, config, folder
         self.train_rows, self.validation_rows = train_rows, validation_rows
-        self.report_epoch, self.report_step = report_epoch, report_step
+        self.memory, self.processes, self.store, self.reports = memory, processes, store, reports
         self.weights = trainable(peft_model)
         self.optimizer = build_optimizer(self.weights, config)
         self.steps_in_epoch = steps_per_epoch(len(train_rows.rows), config.batch_size)
         self.num_steps = config.epochs * self.steps_in_epoch
-        self.position = Position()
+        self.position = Position(micro_batch_tokens=memory.micro_batch_tokens)
 
     def go_on(self) -> None:
         """Train from `position` to the end."""
+        self._report_memory()
         if not self.position.epochs:
             self._end_epoch(0)
         while self.position.epoch <= self.config.epochs and not self._stopped_early():
@@ -133,78 +171,100 @@ class _Run:
             self._end_epoch(epoch)
 
     def _train_step(self, rows: Sequence[EncodedRow]) -> None:
-        """One optimizer step; the dropout is a function of (seed, step), so there is no random state to save."""
-        started, before = time.perf_counter(), self.position
-        torch.manual_seed(_step_seed(self.config.seed, before.step))
+        """One optimizer step over the rows of all processes."""
+        started, step = time.perf_counter(), self.position.step
+        mine, num_targets = self.processes.share(rows), num_target_tokens(rows)
         self.peft_model.train()
-        loss_sum = backward_rows(self.peft_model, rows, micro_batch_tokens=self.config.micro_batch_tokens)
-        learning_rate = learning_rate_at(before.step, self.num_steps, self.config)
+
+        def backward(most_tokens: int) -> float:
+            # The dropout is a function of (seed, step, process), so there is no random state to save.
+            torch.manual_seed(_step_seed(self.config.seed, step, self.processes.rank))
+            self.optimizer.zero_grad(set_to_none=True)
+            return backward_rows(self.peft_model, mine, micro_batch_tokens=most_tokens, num_targets=num_targets)
+
+        loss_sum = self.processes.sum_step(self.weights.values(), self._within_memory(backward, mine))
+        learning_rate = learning_rate_at(step, self.num_steps, self.config)
         norm = take_step(self.optimizer, learning_rate, self.config.max_grad_norm)
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             raise self._not_a_number(rows, loss_sum, norm)
-        seconds = time.perf_counter() - started
-        self.position = replace(
-            before,
-            step=before.step + 1,
-            index=before.index + 1,
-            loss_sum=before.loss_sum + loss_sum,
-            num_target_tokens=before.num_target_tokens + num_target_tokens(rows),
-            num_tokens=before.num_tokens + sum(row.num_tokens for row in rows),
-            seconds=before.seconds + seconds,
-        )
-        if self.report_step is not None:
-            done = self.position
-            self.report_step(
-                done.step, self.num_steps, loss_sum / num_target_tokens(rows), done.num_tokens / done.seconds
+        done = self.position = after_step(self.position, rows, loss_sum, time.perf_counter() - started)
+        if self.reports.step is not None:
+            self.reports.step(done.step, self.num_steps, loss_sum / max(1, num_targets), done.num_tokens / done.seconds)
+
+    def _within_memory(self, work: Callable[[int], T], rows: Sequence[EncodedRow]) -> T:
+        """Do the work on the rows; where the device's memory ends, again from its start with half the tokens a pass."""
+        while True:
+            tokens = self.position.micro_batch_tokens
+            try:
+                return work(tokens)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition(". ")[0][:120]  # the error itself would keep tensors alive
+            torch.cuda.empty_cache()
+            lengths = [pack.lengths for pack in pack_rows(rows, most_tokens=tokens)]
+            self.position = replace(
+                self.position,
+                micro_batch_tokens=smaller(tokens, lengths, reason),
+                num_halvings=self.position.num_halvings + 1,
             )
+            self._report_memory()
 
     def _end_epoch(self, epoch: int) -> None:
         """Score the validation rows, report the epoch, move on to the next one and write a checkpoint."""
-        started, done = time.perf_counter(), self.position
-        losses = row_losses(
-            self.peft_model, self.validation_rows.rows, micro_batch_tokens=self.config.micro_batch_tokens
-        )
-        validation_loss = _mean_loss(losses, self.validation_rows.rows)
+        started, rows = time.perf_counter(), self.validation_rows.rows
+        mine = self.processes.share(rows)
+        shared = self._within_memory(lambda most: row_losses(self.peft_model, mine, micro_batch_tokens=most), mine)
+        losses, done = self.processes.gather(shared), self.position
+        validation_loss = mean_loss(losses, rows)
         if validation_loss is not None and not math.isfinite(validation_loss):
             raise self._not_a_number((), validation_loss, 0.0)
         metrics = EpochMetrics(
             epoch=epoch,
-            train_loss=done.loss_sum / done.num_target_tokens if epoch else None,
+            train_loss=done.loss_sum / max(1, done.num_target_tokens) if epoch else None,
             validation_loss=validation_loss,
             learning_rate=learning_rate_at(done.step - 1, self.num_steps, self.config) if epoch else 0.0,
             num_target_tokens=done.num_target_tokens,
             tokens_per_second=done.num_tokens / done.seconds if epoch else 0.0,
             seconds=done.seconds + time.perf_counter() - started,
         )
-        self.position = _after_epoch(done, metrics, losses)
-        if self.report_epoch is not None:
-            self.report_epoch(metrics)
+        self.position = after_epoch(done, metrics, losses)
+        if self.reports.epoch is not None:
+            self.reports.epoch(metrics)
         self._write_checkpoint()
 
     def _stopped_early(self) -> bool:
         return self.config.patience is not None and self.position.stale_epochs >= self.config.patience
 
     def _write_checkpoint(self) -> None:
+        if not self.processes.is_first:
+            return
         tensors = {_ADAPTER + name: weight for name, weight in read_adapter(self.peft_model).items()}
         tensors |= optimizer_tensors(self.optimizer, self.weights)
         write_checkpoint(self.folder / "checkpoints", Checkpoint(self.position, tensors))
+        if self.store is not None:
+            push(self.store, self.folder.name, self.folder / "checkpoints")
 
     def resume(self) -> int | None:
         """Go back to the newest whole checkpoint; returns its step, None without one."""
-        checkpoint = newest_checkpoint(self.folder / "checkpoints")
+        checkpoint = self.processes.from_first(self._newest)
         if checkpoint is None:
             return None
-        self.position = checkpoint.position
+        tokens = min(checkpoint.position.micro_batch_tokens, self.memory.micro_batch_tokens)
+        self.position = replace(checkpoint.position, micro_batch_tokens=tokens)
         load_adapter(self.peft_model, _adapter_of(checkpoint))
         load_optimizer_tensors(self.optimizer, self.weights, checkpoint.tensors, checkpoint.position.step)
         return checkpoint.position.step
 
+    def _newest(self) -> Checkpoint | None:
+        if self.store is not None:
+            pull(self.store, self.folder.name, self.folder / "checkpoints")
+        return newest_checkpoint(self.folder / "checkpoints")
+
     def finish(self, resumed_from: int | None) -> TrainingReport:
         """Write the best epoch's adapter and say what was done."""
-        done = self.position
-        best = read_checkpoint(self.folder / "checkpoints", done.best_step)
-        adapter_folder = self.folder / "adapter"
-        write_adapter(adapter_folder, _adapter_of(best), self.peft_model, self.config.model_base)
+        done, adapter_folder = self.position, self.folder / "adapter"
+        if self.processes.is_first:
+            best = read_checkpoint(self.folder / "checkpoints", done.best_step)
+            write_adapter(adapter_folder, _adapter_of(best), self.peft_model, self.config.model_base)
         return TrainingReport(
             adapter_folder=adapter_folder,
             epochs=done.epochs,
@@ -215,11 +275,18 @@ class _Run:
             num_unlisted=self.train_rows.num_unlisted + self.validation_rows.num_unlisted,
             num_steps=done.step,
             num_trainable=sum(weight.numel() for weight in self.weights.values()),
+            num_processes=self.processes.count,
+            memory=replace(self.memory, micro_batch_tokens=done.micro_batch_tokens),
+            num_halvings=done.num_halvings,
             resumed_from_step=resumed_from,
             stopped_early=done.epoch <= self.config.epochs,
             seconds=sum(epoch.seconds for epoch in done.epochs),
             worst_rows=done.worst_rows,
         )
+
+    def _report_memory(self) -> None:
+        if self.reports.memory is not None:
+            self.reports.memory(replace(self.memory, micro_batch_tokens=self.position.micro_batch_tokens))
 
     def _not_a_number(self, rows: Sequence[EncodedRow], loss: float, norm: float) -> TrainingError:
         done = self.position
@@ -232,6 +299,18 @@ class _Run:
             event_ids=tuple(row.event_id for row in rows),
             folder=self.folder,
         )
+
+
+def _planned_memory(model: PreTrainedModel, config: TrainConfig, rows: Sequence[EncodedRow]) -> MemoryPlan:
+    return plan_memory(
+        model.config,
+        config,
+        dtype=model.dtype,
+        weights=weight_bytes(model),
+        budget=memory_budget(model.device, config.memory_gib),
+        device=model.device.type,
+        longest=max(row.num_tokens for row in rows),
+    )
 
 
 def _encoded(
@@ -254,47 +333,12 @@ def _encoded(
     return encoded
 
 
-def _after_epoch(done: Position, metrics: EpochMetrics, losses: Sequence[RowLoss]) -> Position:
-    """The position at the start of the next epoch, with the best epoch so far (without validation: the last)."""
-    fresh = Position(
-        step=done.step,
-        epoch=metrics.epoch + 1,
-        best_step=done.best_step,
-        best_epoch=done.best_epoch,
-        best_loss=done.best_loss,
-        stale_epochs=done.stale_epochs + 1,
-        epochs=(*done.epochs, metrics),
-        worst_rows=done.worst_rows,
-    )
-    loss = metrics.validation_loss
-    if metrics.epoch == 0:
-        return replace(fresh, stale_epochs=0)
-    if loss is not None and done.best_loss is not None and loss >= done.best_loss:
-        return fresh
-    worst = sorted(losses, key=lambda row: (-row.loss, row.event_id))[:NUM_WORST_ROWS]
-    return replace(
-        fresh,
-        best_step=done.step,
-        best_epoch=metrics.epoch,
-        best_loss=loss,
-        stale_epochs=0,
-        worst_rows=tuple(worst),
-    )
-
-
-def _mean_loss(losses: Sequence[RowLoss], rows: Sequence[EncodedRow]) -> float | None:
-    """Mean over all target tokens, as in training; None without rows."""
-    if not rows:
-        return None
-    weighted = sum(found.loss * len(row.scored) for found, row in zip(losses, rows, strict=True))
-    return weighted / num_target_tokens(rows)
-
-
 def _adapter_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {
         name.removeprefix(_ADAPTER): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_ADAPTER)
     }
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int.from_bytes(sha256(f"step:{seed}:{step}".encode()).digest()[:8], "big") >> 1
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    text = f"step:{seed}:{step}" + (f":{rank}" if rank else "")
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1

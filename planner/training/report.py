@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from planner.training.memory import MemoryPlan
+
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -36,8 +38,9 @@ class TrainingReport:
     """A finished training run.
 
     `adapter_folder` is in PEFT's format, from the epoch `best_epoch`; `num_unlisted` are rows whose plan is none of the
-    catalogue; `resumed_from_step` is the optimizer step of the
-    checkpoint that the run went on from, None when it started anew; `seconds` is the time over all its starts.
+    catalogue; `memory` is the plan with the forward passes of the end, after `num_halvings` for want of memory;
+    `resumed_from_step` is the optimizer step of the checkpoint that the run went on from, None when it started anew;
+    `seconds` is the time over all its starts.
     """
 
     adapter_folder: Path
@@ -49,6 +52,9 @@ class TrainingReport:
     num_unlisted: int
     num_steps: int
     num_trainable: int
+    num_processes: int
+    memory: MemoryPlan
+    num_halvings: int
     resumed_from_step: int | None
     stopped_early: bool
     seconds: float

@@ -17,7 +17,17 @@ from planner.training.config import TrainConfig
 from planner.training.text import EncodedRows
 
 # Options that may change between two starts of one run, because they change nothing that is learned.
-_FREE = {"dataset", "model_name", "embed_base", "checkpoint_every", "num_threads", "max_overlong_share"}
+_FREE = {
+    "dataset",
+    "model_name",
+    "embed_base",
+    "checkpoints",
+    "checkpoint_every",
+    "num_threads",
+    "max_overlong_share",
+    "memory_gib",
+    "gradient_checkpointing",
+}
 
 
 def run_fingerprint(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from planner.contracts.errors import TrainingError
 from planner.training import checkpoint, loop
+from planner.training.batches import pack_rows
 from planner.training.loop import train
 from planner.training.plot import plot_losses
 from planner.training.text import TextRow
@@ -313,3 +314,79 @@ def test_loss_curves_are_drawn(model, tokenizer, texts, config, tmp_path):
     path = plot_losses(report.epochs, tmp_path / "loss.png", best_epoch=report.best_epoch)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert plot_losses((), tmp_path / "empty.png").stat().st_size > 0
+
+
+def full_above(real, most, *, from_step=1):
+    """A device on which no pass of more than `most` tokens fits, from optimizer step `from_step` on."""
+    calls = []
+
+    def forward(peft_model, rows, *, micro_batch_tokens, **options):
+        calls.append(micro_batch_tokens)
+        packs = pack_rows(rows, most_tokens=micro_batch_tokens)
+        real(peft_model, rows[:1], micro_batch_tokens=1, **options)  # gradients of a pass that ended half-way
+        if len(calls) >= from_step and max(sum(pack.lengths) for pack in packs) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And much more.")
+        peft_model.zero_grad()
+        return real(peft_model, rows, micro_batch_tokens=micro_batch_tokens, **options)
+
+    return forward
+
+
+def test_when_memory_ends_the_pass_is_halved_and_the_run_goes_on_from_the_same_step(
+    model, tokenizer, texts, config, tmp_path, monkeypatch
+):
+    plans, steps, real = [], [], loop.backward_rows
+    whole = run(model, tokenizer, texts, config.model_copy(update={"micro_batch_tokens": 250}), tmp_path)
+    monkeypatch.setattr(loop, "backward_rows", full_above(real, 300, from_step=4))
+    report = run(
+        model,
+        tokenizer,
+        texts,
+        config,
+        tmp_path,
+        report_memory=lambda plan: plans.append(plan.micro_batch_tokens),
+        report_step=lambda done, *_: steps.append(done),
+    )
+    assert steps == list(range(1, 9))
+    assert plans[0] == 2048 > 300 >= plans[-1]
+    assert report.num_halvings == len(plans) - 1 >= 1
+    assert report.memory.micro_batch_tokens == plans[-1]
+    assert [e.validation_loss for e in report.epochs] == pytest.approx([e.validation_loss for e in whole.epochs], 1e-3)
+    assert [e.num_target_tokens for e in report.epochs] == [e.num_target_tokens for e in whole.epochs]
+
+
+def test_run_that_goes_on_keeps_the_halved_pass(model, tokenizer, texts, config, tmp_path, monkeypatch):
+    real = loop.backward_rows
+    monkeypatch.setattr(loop, "backward_rows", full_above(real, 300))
+
+    def stop(done, *_):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tokenizer, texts, config, tmp_path, report_step=stop)
+    monkeypatch.setattr(loop, "backward_rows", real)
+    report = run(model, tokenizer, texts, config, tmp_path)
+    assert (report.resumed_from_step, report.num_halvings > 0) == (2, True)
+    assert report.memory.micro_batch_tokens <= 300
+
+
+def test_memory_that_does_not_hold_one_row_is_one_clear_line(model, tokenizer, texts, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "backward_rows", full_above(loop.backward_rows, 0))
+    with pytest.raises(TrainingError, match=r"no memory left for one row of \d+ tokens \(CUDA out of memory\)"):
+        run(model, tokenizer, texts, config, tmp_path)
+
+
+def test_recomputed_activations_give_the_same_adapter(model, tokenizer, texts, config, tmp_path):
+    config = config.model_copy(update={"lora_dropout": 0.2})
+    reports = [
+        run(model, tokenizer, texts, config.model_copy(update={"gradient_checkpointing": recompute}), tmp_path / name)
+        for name, recompute in (("a", False), ("b", True))
+    ]
+    assert [report.memory.gradient_checkpointing for report in reports] == [False, True]
+    assert adapter_bytes(reports[0]) == adapter_bytes(reports[1])
+
+
+def test_too_small_a_budget_fails_before_training(model, tokenizer, texts, config, tmp_path):
+    with pytest.raises(TrainingError, match="does not fit into 1 MiB of memory"):
+        run(model, tokenizer, texts, config.model_copy(update={"memory_gib": 0.001}), tmp_path)
