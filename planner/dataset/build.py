@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from planner.dataset import publish, s3, versions
 from planner.dataset.checks import CheckResult
 from planner.dataset.config import DatasetConfig
 from planner.dataset.content import Progress, write_content
+from planner.dataset.reuse import Reuse
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class BuildReport:
     num_plans_seen: int
     notes: Mapping[str, int]
     warnings: tuple[str, ...] = ()
+    reuse: Reuse = Reuse()
 
 
 def build_dataset(
     url: str,
     config: DatasetConfig,
     *,
+    replicas: Sequence[str] = (),
     progress: Progress | None = None,
     cache: Path | None = None,
     at_boundary: Callable[[str], None] = lambda name: None,
@@ -59,6 +62,8 @@ def build_dataset(
     Args:
         url: the database; read in one snapshot, never written to.
         config: the window, the place and the checks.
+        replicas: further servers with the same tables, which share the shards with the first; each is read in one
+            snapshot of its own.
         progress: told rows done, rows in all, and what is being done.
         cache: for versions on S3: where they are built and kept by `open_version`.
         at_boundary: told the name of each step after it was written; for tests that kill the build there.
@@ -75,7 +80,15 @@ def build_dataset(
     uri = f"{root}/planner/{config.version}" if s3.is_s3(root) else str(_local(root, config.version))
     cache = cache or versions.DEFAULT_CACHE
     with _workplace(root, config.version, cache) as folder:
-        content = write_content(url, config, folder, progress=progress or _silent, at_boundary=at_boundary, now=now)
+        content = write_content(
+            (url, *replicas),
+            config,
+            folder,
+            progress=progress or _silent,
+            at_boundary=at_boundary,
+            now=now,
+            cache=cache,
+        )
         version, unchanged = _publish(folder, uri, content.manifest, at_boundary, cache)
         warnings = _catalogue_warnings(folder, version) if unchanged else ()
     return BuildReport(
@@ -90,6 +103,7 @@ def build_dataset(
         num_plans_seen=content.num_plans_seen,
         notes=content.notes,
         warnings=warnings,
+        reuse=content.reuse,
     )
 
 

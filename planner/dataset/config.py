@@ -48,6 +48,15 @@ class DatasetConfig(BaseModel):
     checks: Mapping[str, Level] = Field(default_factory=dict)
     """Per quality check whether its failure stops the build (`error`, the default) or is only reported (`warn`)."""
 
+    reuse: str | None = None
+    """Earlier version to take unchanged rows from: its name, `latest` for the newest whole one; null: none."""
+    shards: int = Field(default=1, ge=1, le=4096, strict=True)
+    """Parts by hash of the household, each with its own keys in memory; one per 300,000 plans is a good size."""
+    processes: int = Field(default=1, ge=1, le=256, strict=True)
+    """Local processes that build the shards; each needs about 400 MB and a core."""
+    spark: str | None = None
+    """Spark master that builds the shards (`local[2]`, `spark://host:7077`) instead of local processes."""
+
     @field_validator("start_date", "end_date", mode="before")
     @classmethod
     def _strict_day(cls, value: Any) -> Any:
@@ -68,6 +77,13 @@ class DatasetConfig(BaseModel):
                 "64 characters"
             )
         return value
+
+    @field_validator("reuse")
+    @classmethod
+    def _earlier_name(cls, value: str | None) -> str | None:
+        if value and not NAME.fullmatch(value):
+            raise ValueError("the name of a version, or latest")
+        return value or None
 
     @field_validator("datasets")
     @classmethod
@@ -97,6 +113,11 @@ class DatasetConfig(BaseModel):
                 f"start_date {self.start_date} must be before end_date {self.end_date}, the day behind the last one"
             )
         return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the manifest holds: the window and the checks. Where and how a version was built changes no row."""
+        return self.model_dump(mode="json", exclude={"datasets", "date", "reuse", "shards", "processes", "spark"})
 
     @property
     def version(self) -> str:

@@ -1,15 +1,14 @@
 """What a build writes into its working folder: the files of a version, from one snapshot of the database.
 
-In: a database URL, the config, an empty folder. Out: the files, and what was counted on the way. Publishing them is
+In: database URLs, the config, an empty folder. Out: the files, and what was counted on the way. Publishing them is
 `build.py`'s work.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,14 @@ from planner.dataset.checks import BuildCounts, CheckResult, require_checks, run
 from planner.dataset.config import DatasetConfig
 from planner.dataset.database import connect, query_error, require_tables
 from planner.dataset.distributions import distributions_of
-from planner.dataset.keys import KeyCounts, Window, event_range, load_keys
-from planner.dataset.rows import Assembly, iter_batches
+from planner.dataset.gather import gather
+from planner.dataset.keys import KeyCounts, event_range
+from planner.dataset.merge import RowsDifferError
+from planner.dataset.reuse import Earlier, Reuse, find_earlier, reuse_of
+from planner.dataset.rows import Assembly
+from planner.dataset.sources import SourceState, source_state
 from planner.dataset.summary import Profile, profile_of, summary_text
-from planner.dataset.write import described_schema, num_leaf_fields, read_recipes, write_recipes, write_training
+from planner.dataset.write import described_schema, num_leaf_fields, read_recipes, write_recipes
 
 Progress = Callable[[int, int | None, str], None]
 _MODEL = "planner_model"
@@ -44,6 +47,7 @@ class Content:
     checks: tuple[CheckResult, ...]
     notes: Mapping[str, int]
     manifest: Mapping[str, Any]
+    reuse: Reuse
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,19 @@ class _Read:
     exclusions: Mapping[str, int]
     notes: Mapping[str, int]
     num_rows: int
+    state: SourceState
+    reuse: Reuse
 
 
 def write_content(
-    url: str,
+    urls: Sequence[str],
     config: DatasetConfig,
     folder: Path,
     *,
     progress: Progress,
     at_boundary: Callable[[str], None],
     now: Callable[[], datetime],
+    cache: Path,
 ) -> Content:
     """Write every file of the version but the manifest, which is returned; the checks run on the finished rows.
 
@@ -73,11 +80,14 @@ def write_content(
         DatabaseError, CatalogueError, DatasetCheckError, DatasetError: as `build_dataset`.
     """
     progress(0, None, "read the database")
-    read = _write_rows(url, config, folder, progress, at_boundary)
+    read = _write_rows(urls, config, folder, progress, at_boundary, cache)
     progress(read.num_rows, read.num_rows, "check")
     training = folder / versions.TRAINING
     counts = BuildCounts(
-        read.counts.num_plans_seen, read.exclusions, read.assembly.late_previous, read.assembly.late_pantry
+        read.counts.num_plans_seen,
+        read.exclusions,
+        read.assembly.late_previous + read.counts.late_previous,
+        read.assembly.late_pantry + read.counts.late_pantry,
     )
     checks = run_checks(training, config, counts, read.catalogue.by_id)
     require_checks(checks, config.version, read.exclusions)
@@ -87,40 +97,64 @@ def write_content(
         (folder / name).write_bytes(text)
         at_boundary(name)
     manifest = versions.make_manifest(
-        folder, version=config.version, rows=read.num_rows, created_at=created_at, parameters=_parameters(config)
+        folder,
+        version=config.version,
+        rows=read.num_rows,
+        created_at=created_at,
+        parameters=config.parameters,
+        source={
+            **read.state.to_dict(),
+            "reused": {"version": read.reuse.version, "digest": read.reuse.digest, "rows": read.reuse.num_rows},
+        },
     )
-    return Content(profile, read.counts.num_plans_seen, read.exclusions, checks, read.notes, manifest)
+    return Content(profile, read.counts.num_plans_seen, read.exclusions, checks, read.notes, manifest, read.reuse)
 
 
 def _write_rows(
-    url: str, config: DatasetConfig, folder: Path, progress: Progress, at_boundary: Callable[[str], None]
+    urls: Sequence[str],
+    config: DatasetConfig,
+    folder: Path,
+    progress: Progress,
+    at_boundary: Callable[[str], None],
+    cache: Path,
 ) -> _Read:
-    spill, assembly = folder / "spill", Assembly()
-    with contextlib.closing(connect(url, read_only=True)) as connection:
+    with contextlib.closing(connect(urls[0], read_only=True)) as connection:
         # One snapshot for every query of the build: rows that arrive meanwhile do not exist.
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         try:
             require_tables(connection)
             recipes, catalogue, recipe_notes = read_recipes(connection)
-            keys, counts = load_keys(connection, Window.of(config), spill)
-            with contextlib.closing(keys), contextlib.ExitStack() as stack:
-                stack.callback(shutil.rmtree, spill, ignore_errors=True)
-                total = counts.num_candidates
-                batches = iter_batches(connection, keys, catalogue.by_id, assembly)
-                num_rows = write_training(
-                    folder / versions.TRAINING, batches, written=lambda done: progress(done, total, "write rows")
-                )
-            exclusions = {**counts.exclusions, "invalid_plan": assembly.invalid_plans}
-            if num_rows == 0:
+            state = source_state(connection)
+            if len(urls) > 1:
+                state = replace(state, problem="it was read from several servers")
+            earlier, told = find_earlier(config, state, catalogue.by_id, cache)
+            try:
+                gathered = gather(connection, urls, config, folder, catalogue.by_id, earlier, progress)
+            except RowsDifferError as error:
+                told = _differ(earlier, error)
+                earlier = None
+                gathered = gather(connection, urls, config, folder, catalogue.by_id, None, progress)
+            exclusions = {**gathered.counts.exclusions, "invalid_plan": gathered.assembly.invalid_plans}
+            if gathered.num_rows == 0:
                 raise _empty_window(connection, config, exclusions)
         except psycopg2.Error as error:
             raise query_error(error, "building the dataset") from None
     at_boundary(versions.TRAINING)
+    at_boundary(versions.SOURCES)
     write_recipes(folder / versions.RECIPES, recipes)
     at_boundary(versions.RECIPES)
-    notes = dict(assembly.notes + recipe_notes)
-    notes |= {what: count for what, count in _event_notes(counts).items() if count}
-    return _Read(catalogue, counts, assembly, exclusions, notes, num_rows)
+    reuse = reuse_of(earlier, gathered.counts, told)
+    notes = dict(gathered.assembly.notes + recipe_notes)
+    notes |= {what: count for what, count in _event_notes(gathered.counts, reuse).items() if count}
+    return _Read(catalogue, gathered.counts, gathered.assembly, exclusions, notes, gathered.num_rows, state, reuse)
+
+
+def _differ(earlier: Earlier | None, error: RowsDifferError) -> str:
+    name = earlier.version.name if earlier else ""
+    return (
+        f"Nothing was taken from {name}: the row of event {error} is another one there, though nobody seems to have "
+        "written its sources since. Was the database put back to an older copy?"
+    )
 
 
 def _texts(
@@ -178,12 +212,11 @@ def _empty_window(connection: Connection, config: DatasetConfig, exclusions: Map
     return DatasetError(f"There is no row {window}. {there}", start=config.start_date, end=config.end_date)
 
 
-def _event_notes(counts: KeyCounts) -> dict[str, int]:
+def _event_notes(counts: KeyCounts, reuse: Reuse) -> dict[str, int]:
     return {
         "events of the window whose payload has no text `plan_id` (no plan: left out)": counts.events_without_plan_id,
         "events dated before the year 1 or at minus infinity (left out)": counts.events_without_time,
+        f"rows taken as they are from the version {reuse.version}, whose notes count what was mended in them": (
+            reuse.num_rows
+        ),
     }
-
-
-def _parameters(config: DatasetConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"datasets", "date"})

@@ -60,8 +60,9 @@ def fetch_events(
 
 def previous_plans(
     connection: Connection, keys: duckdb.DuckDBPyConnection, kept: Sequence[Key]
-) -> tuple[pa.StructArray, int]:
-    """The previous plan of each kept plan, and how many of them are not older than plan time (must be none).
+) -> tuple[pa.StructArray, int, set[int]]:
+    """The previous plan of each kept plan, how many of them are not older than plan time (must be none), and the
+    ordinals of those for which the keys did not name it.
 
     Steps back from the latest acceptance before plan time until one of another plan meets the contract.
 
@@ -87,7 +88,9 @@ def previous_plans(
         missing = [(number, open_plans[number]["h"], rn) for number, rn in lowest.items() if number not in found]
         steps, reach = _step_back(keys, missing, reach), reach * 2
     late = sum(us >= open_plans[number]["t"] for number, (_, us) in found.items())
-    return checked.take([found[plan["ordinal"]][0] if plan["ordinal"] in found else None for plan in kept]), late
+    chosen = [found[plan["ordinal"]][0] if plan["ordinal"] in found else None for plan in kept]
+    other = {plan["ordinal"] for plan, id_ in zip(kept, chosen, strict=True) if id_ != plan["previous_id"]}
+    return checked.take(chosen), late, other
 
 
 def _step_back(

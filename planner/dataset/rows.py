@@ -1,7 +1,7 @@
 """The rows of a dataset version, batch by batch: wide values fetched by id and set beside the keys.
 
-In: the database's snapshot and the `plans` of `keys.py`. Out: record batches of `TRAINING_SCHEMA` in the order of the
-file, and counts of what was left out. Memory is bounded by the batch, not by the window.
+In: the database's snapshot and the `plans` of `keys.py`. Out: record batches of `ROW_SCHEMA` in the order of the file,
+and counts of what was left out. Memory is bounded by the batch, not by the window.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from planner.contracts.split import split_of
 from planner.dataset import arrays, values
 from planner.dataset.columns import column_of, item_column
 from planner.dataset.fetch import Rows, fetch_columns, fetch_rows, query
-from planner.dataset.keys import EDIT_KINDS
+from planner.dataset.joins import EDIT_KINDS
 from planner.dataset.plans import Events, Key, fetch_events, previous_plans
 from planner.dataset.values import Notes
+from planner.dataset.write import ROW_SCHEMA
 
 BATCH_PLANS = 4096
 
@@ -51,8 +52,8 @@ def iter_batches(
         result = keys.execute(
             "SELECT ordinal, h, p, t, generated_id::VARCHAR AS generated_id, accepted_us, accepted_id::VARCHAR AS "
             "accepted_id, pantry_id, pantry_us, previous_rn, previous_id::VARCHAR AS previous_id, previous_p, "
-            "previous_us, edit_ids::VARCHAR[] AS edit_ids FROM plans WHERE ordinal >= ? AND ordinal < ? "
-            "ORDER BY ordinal",
+            "previous_us, limit_us, edit_ids::VARCHAR[] AS edit_ids, source FROM plans WHERE ordinal >= ? "
+            "AND ordinal < ? ORDER BY ordinal",
             [start, start + BATCH_PLANS],
         )
         names = [column[0] for column in result.description or ()]
@@ -72,7 +73,7 @@ def _assemble(
     kept = [plan for plan in plans if accepted.is_valid(plan["accepted_id"])]
     assembly.invalid_plans += len(plans) - len(kept)
     generated = fetch_events(connection, _GENERATED, [plan["generated_id"] for plan in kept], known)
-    previous, late = previous_plans(connection, keys, kept)
+    previous, late, other = previous_plans(connection, keys, kept)
     assembly.late_previous += late
     assembly.late_pantry += sum(plan["pantry_us"] is not None and plan["pantry_us"] > plan["t"] for plan in kept)
     homes = [accepted.members[plan["accepted_id"]][0] for plan in kept]
@@ -94,8 +95,9 @@ def _assemble(
         ),
         "metadata": _metadata(kept, accepted, generated, [households[home][3] for home in homes], notes),
         "split": pa.array([split_of(home) for home in homes], pa.string()),
+        "source": pa.array([None if p["ordinal"] in other else p["source"] for p in kept], pa.binary(16)),
     }
-    return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema.TRAINING_SCHEMA)
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=ROW_SCHEMA)
 
 
 def _metadata(
@@ -151,13 +153,11 @@ def _pantries(connection: Connection, kept: Sequence[Key], notes: Notes) -> pa.S
 
 
 def _constraints(connection: Connection, homes: Sequence[str], kept: Sequence[Key], notes: Notes) -> pa.StructArray:
-    versions: dict[str, list[tuple[Any, ...]]] = {}
-    for home, *version in query(connection, _CONSTRAINTS, (sorted(set(homes)),)):
-        versions.setdefault(home, []).append(tuple(version))
+    versions = {(home, us): limits for home, us, *limits in query(connection, _CONSTRAINTS, (sorted(set(homes)),))}
     limits = []
     for home, plan in zip(homes, kept, strict=True):
-        valid = [version for version in versions.get(home, ()) if version[0] <= plan["t"]]
-        _, budget, minutes, excluded = max(valid, key=lambda version: version[0]) if valid else (0, None, None, None)
+        none = plan["limit_us"] is None
+        budget, minutes, excluded = (None, None, None) if none else versions[(home, plan["limit_us"])]
         limits.append(
             (
                 values.amount(budget, "budgets", notes),
@@ -204,8 +204,7 @@ _HOUSEHOLDS = (
     "WHERE id = ANY(%s::text[])"
 )
 _CONSTRAINTS = (
-    "SELECT household_id::text, CASE WHEN valid_from >= '0001-01-01 00:00:00+00' THEN CASE WHEN isfinite(valid_from) "
-    f"THEN (extract(epoch FROM valid_from) * 1000000)::bigint ELSE {2**63 - 1} END ELSE {-(2**63)} END, budget::text, "
-    "max_prep_time, excluded_ingredients::text[] FROM public.household_constraints "
-    "WHERE household_id = ANY(%s::text[]) ORDER BY household_id, valid_from"
+    "SELECT household_id::text, CASE WHEN isfinite(valid_from) THEN (extract(epoch FROM valid_from) * 1000000)::bigint "
+    f"ELSE {-(2**63)} END, budget::text, max_prep_time, excluded_ingredients::text[] "
+    "FROM public.household_constraints WHERE household_id = ANY(%s::text[]) AND valid_from < '290000-01-01'"
 )

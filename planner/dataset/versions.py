@@ -18,9 +18,11 @@ from planner.dataset.config import NAME
 
 TRAINING, RECIPES, SCHEMA = "training.parquet", "recipes.parquet", "schema.json"
 SUMMARY, CARD, CHECKS, MANIFEST = "dataset_summary.md", "card.html", "checks.json", "manifest.json"
-FILES = (TRAINING, RECIPES, SCHEMA, SUMMARY, CHECKS, CARD)
-# Versions from before there was a card stay versions.
-_OPTIONAL = {CARD}
+# Per row a fingerprint of the source rows that it was made of, for later builds (see `reuse.py`).
+SOURCES = "sources.parquet"
+FILES = (TRAINING, SOURCES, RECIPES, SCHEMA, SUMMARY, CHECKS, CARD)
+# Versions from before there was a card or a fingerprint stay versions.
+_OPTIONAL = {CARD, SOURCES}
 FORMAT = 1
 DIGEST_DIGITS = 32
 _SEAL = "sha256"
@@ -99,9 +101,18 @@ def verify_file(path: Path, entry: Mapping[str, Any], uri: str) -> None:
 
 
 def make_manifest(
-    folder: Path, *, version: str, rows: int, created_at: str, parameters: Mapping[str, Any]
+    folder: Path,
+    *,
+    version: str,
+    rows: int,
+    created_at: str,
+    parameters: Mapping[str, Any],
+    source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of the finished files in `folder`; byte for byte the same for the same files and arguments."""
+    """The manifest of the finished files in `folder`; byte for byte the same for the same files and arguments.
+
+    `source` is what a later build needs to know of the database (`sources.py`), and what was reused.
+    """
     files = {name: {"sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size} for name in FILES}
     return sealed(
         {
@@ -111,6 +122,7 @@ def make_manifest(
             "rows": rows,
             "created_at": created_at,
             "parameters": dict(parameters),
+            **({"source": dict(source)} if source else {}),
             "files": files,
         }
     )
@@ -136,7 +148,7 @@ def parse_manifest(content: bytes, uri: str) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         assert manifest["format"] == FORMAT and isinstance(manifest["rows"], int)
-        assert isinstance(manifest["parameters"], dict)
+        assert isinstance(manifest["parameters"], dict) and isinstance(manifest.get("source", {}), dict)
         assert NAME.fullmatch(manifest["version"]) and set(FILES) - _OPTIONAL <= set(manifest["files"]) <= set(FILES)
         assert all(set(entry) == {"sha256", "size"} for entry in manifest["files"].values())
         assert manifest["digest"] == manifest["files"][TRAINING]["sha256"][:DIGEST_DIGITS]

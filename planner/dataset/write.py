@@ -1,4 +1,6 @@
-"""`training.parquet`, `recipes.parquet` and `schema.json`: fixed row groups, so that equal rows give equal bytes."""
+"""`training.parquet`, `sources.parquet`, `recipes.parquet` and `schema.json`: fixed row groups, so that equal rows give
+equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,8 @@ _FORMAT = {
     "write_page_checksum": True,
     "version": "2.6",
 }
+# A row and the fingerprint of what it was made of; null where the keys cannot name that (see `joins.py`).
+ROW_SCHEMA = schema.TRAINING_SCHEMA.append(pa.field("source", pa.binary(16)))
 NULLABLE = {
     "input.household.size",
     "input.pantry.items.element.quantity",
@@ -48,26 +52,39 @@ NO_HISTORY = {
 }
 
 
-def write_training(path: Path, batches: Iterable[pa.RecordBatch], *, written: Callable[[int], None]) -> int:
+def write_training(
+    path: Path, batches: Iterable[pa.RecordBatch], *, sources: Path, written: Callable[[int], None]
+) -> int:
     """Write the batches in row groups of 20,000 rows, however they come, and give the number of rows.
 
     Args:
-        path: of the new file.
-        batches: of `TRAINING_SCHEMA`, in the order of the file.
+        path: of the new file with the rows.
+        batches: of `ROW_SCHEMA`, in the order of the file.
+        sources: of the new file with each row's fingerprint of its sources, in the same row groups.
         written: told the number of rows so far.
     """
-    num_rows, waiting = 0, schema.TRAINING_SCHEMA.empty_table()
-    with pq.ParquetWriter(path, schema.TRAINING_SCHEMA, **_FORMAT) as writer:
+    num_rows, waiting = 0, ROW_SCHEMA.empty_table()
+    plain = {**_FORMAT, "use_dictionary": False, "compression": "none", "compression_level": None}
+    with (
+        pq.ParquetWriter(path, schema.TRAINING_SCHEMA, **_FORMAT) as rows,
+        pq.ParquetWriter(sources, pa.schema([ROW_SCHEMA.field("source")]), **plain) as fingerprints,
+    ):
+
+        def flush(group: pa.Table) -> None:
+            # One chunk: pages end where chunks end, and the chunks are an accident of the batches.
+            group = group.combine_chunks()
+            rows.write_table(group.drop_columns(["source"]), row_group_size=ROW_GROUP_ROWS)
+            fingerprints.write_table(group.select(["source"]), row_group_size=ROW_GROUP_ROWS)
+
         for batch in batches:
             waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
             num_rows += batch.num_rows
             while waiting.num_rows >= ROW_GROUP_ROWS:
-                # One chunk: pages end where chunks end, and the chunks are an accident of the batches.
-                writer.write_table(waiting.slice(0, ROW_GROUP_ROWS).combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+                flush(waiting.slice(0, ROW_GROUP_ROWS))
                 waiting = waiting.slice(ROW_GROUP_ROWS)
             written(num_rows)
         if waiting.num_rows:
-            writer.write_table(waiting.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+            flush(waiting)
     return num_rows
 
 

@@ -6,6 +6,7 @@ version's URI and digest for the steps behind it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from planner.recipe.lineage import dataset_cache, dataset_tags, log_dataset_inpu
 from planner.recipe.tracking import StepRun
 
 NEEDS_DATABASE = True
+REPLICAS = "PLANNER_REPLICA_URLS"  # further servers that share the shards, separated by spaces
 
 
 def fingerprint(config: ResolvedConfig) -> str:
@@ -36,7 +38,11 @@ def fingerprint(config: ResolvedConfig) -> str:
 def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     """Build, log, and note the version in `run.outputs`."""
     report = build_dataset(
-        current_database_url(), _config(config), progress=console.progress, cache=dataset_cache(config)
+        current_database_url(),
+        _config(config),
+        replicas=os.environ.get(REPLICAS, "").split(),
+        progress=console.progress,
+        cache=dataset_cache(config),
     )
     version = report.version
     log_dataset_input(version, context="built")
@@ -52,7 +58,8 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
         rows_in=report.num_plans_seen,
         rows_out=report.num_rows,
         unchanged=report.unchanged,
-        lines=[f"Warning: {warning}" for warning in report.warnings],
+        rows_reused=report.reuse.num_rows,
+        lines=[*([report.reuse.told] if report.reuse.told else []), *(f"Warning: {w}" for w in report.warnings)],
     )
 
 
@@ -87,6 +94,7 @@ def _config(config: ResolvedConfig) -> DatasetConfig:
 
 def _metrics(report: BuildReport) -> dict[str, float]:
     figures: dict[str, float] = {"rows": report.num_rows, "households": report.num_households}
+    figures["rows.reused"] = report.reuse.num_rows
     figures |= {f"rows.{split}": count for split, count in report.rows_by_split.items()}
     figures |= {f"excluded.{reason}": count for reason, count in report.exclusions.items()}
     figures |= {f"check.{check.name}": float(check.passed) for check in report.checks}

@@ -18,6 +18,12 @@ ROWS = 48
 
 def fill(url: str) -> None:
     """Load it."""
+    with contextlib.closing(connect(url)) as connection:
+        traps.load(connection, tables())
+
+
+def tables() -> dict[str, list[traps.Row]]:
+    """Its rows."""
     events: list[dict[str, Any]] = []
     for home in range(12):
         for week in range(4):
@@ -39,10 +45,9 @@ def fill(url: str) -> None:
         {"id": f"home-{home}", "size": 2, "preferences": [], "dietary_restrictions": [], "region": None}
         for home in range(12)
     ]
-    tables = traps.trap_database(0) | {"events": events, "households": homes, "household_constraints": []}
-    tables["pantry_snapshots"] = []
-    with contextlib.closing(connect(url)) as connection:
-        traps.load(connection, tables)
+    filled = traps.trap_database(0) | {"events": events, "households": homes, "household_constraints": []}
+    filled["pantry_snapshots"] = []
+    return filled
 
 
 def run(url: str, statement: str) -> None:

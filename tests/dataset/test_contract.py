@@ -131,6 +131,6 @@ def test_snapshot_written_during_the_build_is_not_seen(
         database.commit()
         return original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("planner.dataset.content.iter_batches", delete_first)
+    monkeypatch.setattr("planner.dataset.gather.iter_batches", delete_first)
     report = build(database_url, tmp_path)
     assert same(utc(pq.read_table(report.version.training_path).to_pylist()), wanted)

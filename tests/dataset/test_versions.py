@@ -170,7 +170,7 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(
     def full(*args: object, **options: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("planner.dataset.content.write_training", full)
+    monkeypatch.setattr("planner.dataset.gather.write_training", full)
     with pytest.raises(DatasetError, match=f"{tmp_path}/planner cannot be written: No space left"):
         build_dataset(filled, small.config(tmp_path))
     assert hidden(tmp_path) == []

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import random
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from psycopg2.extensions import connection as Connection
@@ -172,6 +173,21 @@ def trap_database(seed: int) -> dict[str, list[Row]]:
         "households": households,
         "recipes": recipes,
     }
+
+
+def crowd(seeds: Iterable[int]) -> dict[str, list[Row]]:
+    """The databases of several seeds in one, each with households of its own; the recipes are those of the first."""
+    whole: dict[str, list[Row]] = {}
+    for number, seed in enumerate(seeds):
+        tables = trap_database(seed)
+        for name, column in (("events", "unit_id"), ("pantry_snapshots", "household_id"),
+                             ("household_constraints", "household_id"), ("households", "id")):  # fmt: skip
+            rows = [{**row, column: f"{number}-{row[column]}"} for row in tables[name]]
+            if name == "pantry_snapshots":
+                rows = [{**row, "id": row["id"] * 100 + number} for row in rows]
+            whole.setdefault(name, []).extend(rows)
+        whole.setdefault("recipes", tables["recipes"])
+    return whole
 
 
 def load(connection: Connection, tables: dict[str, list[Row]]) -> None:

@@ -1,0 +1,227 @@
+"""The rows of a build, from one shard or many and from an earlier version, in one file.
+
+In: the coordinator's connection, in the snapshot of the build, and the servers that share the shards. Out: the finished
+`training.parquet` and `sources.parquet`, byte for byte the same whatever the shards, and the sums of all counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pyarrow as pa
+from psycopg2.extensions import connection as Connection
+
+from planner.contracts.errors import DatabaseError, DatasetError
+from planner.dataset import versions
+from planner.dataset.config import DatasetConfig
+from planner.dataset.database import connect, masked, query_error, require_tables
+from planner.dataset.joins import REASONS, Shard, hash_sql
+from planner.dataset.keys import KeyCounts, Window, load_keys, reused_rows
+from planner.dataset.merge import merged, taken_rows
+from planner.dataset.reuse import Earlier
+from planner.dataset.rows import Assembly, iter_batches
+from planner.dataset.shards import ShardResult, ShardTask, run_shards, shard_numbers, shard_rows
+from planner.dataset.write import write_training
+
+Progress = Callable[[int, int | None, str], None]
+REPLAY_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Counts over all shards."""
+
+    num_rows: int
+    counts: KeyCounts
+    assembly: Assembly
+
+
+def gather(
+    connection: Connection,
+    urls: Sequence[str],
+    config: DatasetConfig,
+    folder: Path,
+    known: Collection[str],
+    earlier: Earlier | None,
+    progress: Progress,
+) -> Gathered:
+    """Write the rows.
+
+    Args:
+        connection: to the first server, in the snapshot of the build.
+        urls: the first server and its replicas.
+        config: the window, and how many shards and processes.
+        folder: where the files go; what else is made there is removed.
+        known: ids of the catalogue.
+        earlier: a version to take unchanged rows from.
+        progress: told the rows so far.
+
+    Raises:
+        RowsDifferError: the earlier version's rows cannot be trusted.
+        DatabaseError, DatasetError: as `build_dataset`.
+    """
+    work = folder / "shards"
+    work.mkdir()
+    try:
+        if config.shards == 1 and len(urls) == 1:
+            return _whole(connection, config, folder, work, known, earlier, progress)
+        if config.shards < len(urls):
+            raise DatasetError(
+                f"{len(urls)} servers cannot share {config.shards} shards. Set build_dataset.shards to at least "
+                f"{len(urls)}, or name fewer replicas."
+            )
+        with _snapshots(connection, urls) as snapshots:
+            tasks = [
+                ShardTask(
+                    *snapshots[index % len(snapshots)],
+                    Window.of(config),
+                    Shard(index, config.shards),
+                    tuple(known),
+                    earlier.rows if earlier else None,
+                )
+                for index in range(config.shards)
+            ]
+            results = _run(tasks, work, config, progress)
+        counts, assembly = _sum_counts(results), _sum_assemblies(results)
+        streams: list[Iterable[pa.RecordBatch]] = [shard_rows(work, index) for index in range(config.shards)]
+        numbers = shard_numbers(work, config.shards)
+        num_rows = _write(streams, numbers, counts, folder, earlier, progress)
+        return Gathered(num_rows, counts, assembly)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _whole(
+    connection: Connection,
+    config: DatasetConfig,
+    folder: Path,
+    work: Path,
+    known: Collection[str],
+    earlier: Earlier | None,
+    progress: Progress,
+) -> Gathered:
+    """All households at once, straight into the file."""
+    assembly = Assembly()
+    keys, counts = load_keys(connection, Window.of(config), work, earlier=earlier.rows if earlier else None)
+    with contextlib.closing(keys):
+        streams = [iter_batches(connection, keys, known, assembly)]
+        num_rows = _write(streams, reused_rows(keys), counts, folder, earlier, progress)
+    return Gathered(num_rows, counts, assembly)
+
+
+def _write(
+    streams: Sequence[Iterable[pa.RecordBatch]],
+    numbers: np.ndarray,
+    counts: KeyCounts,
+    folder: Path,
+    earlier: Earlier | None,
+    progress: Progress,
+) -> int:
+    if earlier:
+        taken = taken_rows(Path(earlier.rows.training), Path(earlier.rows.sources), numbers)
+        streams = [*streams, taken]
+    return write_training(
+        folder / versions.TRAINING,
+        merged(streams, compare=earlier is not None),
+        sources=folder / versions.SOURCES,
+        written=lambda done: progress(done, counts.num_candidates, "write rows"),
+    )
+
+
+def _run(tasks: Sequence[ShardTask], work: Path, config: DatasetConfig, progress: Progress) -> list[ShardResult]:
+    def told(done: int) -> None:
+        progress(done, len(tasks), "build shards")
+
+    if config.spark is None:
+        return run_shards(tasks, work, processes=config.processes, done=told)
+    from planner.dataset.spark import run_on_spark
+
+    return run_on_spark(tasks, work, config.spark)
+
+
+@contextlib.contextmanager
+def _snapshots(connection: Connection, urls: Sequence[str]) -> Iterator[list[tuple[str, str]]]:
+    """URL and exported snapshot of every server, open while the shards read; replicas are as new as the first."""
+    with contextlib.ExitStack() as stack:
+        found = [(urls[0], _value(connection, "SELECT pg_export_snapshot()"))]
+        position, probe = _value(connection, _POSITION), _value(connection, _PROBE)
+        for url in urls[1:]:
+            replica = stack.enter_context(contextlib.closing(connect(url, read_only=True)))
+            try:
+                _wait_until_replayed(replica, position, url)
+                replica.set_session(isolation_level="REPEATABLE READ", readonly=True)
+                require_tables(replica)
+                if _value(replica, _PROBE) != probe:
+                    raise DatabaseError(
+                        f"The server {masked(url)} hashes texts unlike the first one, so they cannot share shards. "
+                        "Use replicas of the same PostgreSQL version.",
+                        url=masked(url),
+                    )
+                found.append((url, _value(replica, "SELECT pg_export_snapshot()")))
+            except psycopg2.Error as error:
+                raise query_error(error, f"preparing the replica {masked(url)}") from None
+        yield found
+
+
+def _wait_until_replayed(replica: Connection, position: str, url: str) -> None:
+    """Wait until a server in recovery has replayed what the first server had written."""
+    until = time.monotonic() + REPLAY_TIMEOUT_S
+    lag = (
+        "SELECT CASE WHEN pg_is_in_recovery() THEN greatest(pg_wal_lsn_diff(%s, pg_last_wal_replay_lsn()), 0) "
+        "ELSE 0 END"
+    )
+    while behind := _value(replica, lag, position):
+        replica.rollback()
+        if time.monotonic() > until:
+            raise DatabaseError(
+                f"The replica {masked(url)} is {behind:,} bytes behind the first server and did not catch up in "
+                f"{REPLAY_TIMEOUT_S} s. Wait for it, or leave it out of PLANNER_REPLICA_URLS.",
+                url=masked(url),
+            )
+        time.sleep(0.5)
+    replica.rollback()
+
+
+_POSITION = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
+_PROBE = f"SELECT sum({hash_sql('x')})::text FROM unnest('{{planner,h-1,é🍅}}'::text[]) x"
+
+
+def _value(connection: Connection, query: str, *arguments: Any) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(query, arguments or None)
+        row = cursor.fetchone()
+    return row[0] if row else None
+
+
+def _sum_counts(results: Sequence[ShardResult]) -> KeyCounts:
+    counts = [result.counts for result in results]
+    choices = sorted({choice for count in counts for choice in count.not_reused})
+    return KeyCounts(
+        num_plans_seen=sum(count.num_plans_seen for count in counts),
+        num_candidates=sum(count.num_candidates for count in counts),
+        exclusions={reason: sum(count.exclusions[reason] for count in counts) for reason in REASONS},
+        events_without_plan_id=sum(count.events_without_plan_id for count in counts),
+        events_without_time=sum(count.events_without_time for count in counts),
+        num_reused=sum(count.num_reused for count in counts),
+        not_reused={choice: sum(count.not_reused.get(choice, 0) for count in counts) for choice in choices},
+        late_previous=sum(count.late_previous for count in counts),
+        late_pantry=sum(count.late_pantry for count in counts),
+    )
+
+
+def _sum_assemblies(results: Sequence[ShardResult]) -> Assembly:
+    whole = Assembly()
+    for result in results:
+        whole.invalid_plans += result.assembly.invalid_plans
+        whole.late_previous += result.assembly.late_previous
+        whole.late_pantry += result.assembly.late_pantry
+        whole.notes.update(result.assembly.notes)
+    return whole
