@@ -3,7 +3,8 @@
 Arguments: base folder, working folder, and per run a comma-separated list of moments, one a start: `step:3` (after
 optimizer step 3), `sync:4` (at the fourth fsync, in a checkpoint's write), `replace:2` (before the second rename),
 `epoch:1` (after epoch 1 is scored, before its checkpoint). After the last moment the run is started once more and
-left alone. One thread, so that forking is safe.
+left alone. One thread, so that forking is safe. With an `s3://` address in `CHECKPOINTS` there are `put:3` and
+`delete:1` (before the third put or first delete of a start) as well, and every start finds an empty disk.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from planner.recipe.s3_store import S3Store
 from planner.training import checkpoint
 from planner.training.config import TrainConfig
 from planner.training.loop import train
@@ -37,6 +40,8 @@ def main() -> None:
 
 def _run(model, tokenizer, folder: Path, moments: str) -> dict:
     for moment in [*filter(None, moments.split(",")), ""]:
+        if "CHECKPOINTS" in os.environ:
+            shutil.rmtree(folder, ignore_errors=True)
         child = os.fork()
         if child == 0:
             _train(model, tokenizer, folder, moment)
@@ -49,7 +54,7 @@ def _run(model, tokenizer, folder: Path, moments: str) -> dict:
 
 def _train(model, tokenizer, folder: Path, moment: str) -> None:
     kind, _, number = moment.partition(":")
-    seen = dict.fromkeys(("sync", "replace", "step", "epoch"), 0)
+    seen = dict.fromkeys(("sync", "replace", "step", "epoch", "put", "delete"), 0)
 
     def count(name: str) -> None:
         seen[name] += 1
@@ -59,6 +64,12 @@ def _train(model, tokenizer, folder: Path, moment: str) -> None:
     sync, replace = checkpoint._sync, os.replace
     checkpoint._sync = lambda path: (count("sync"), sync(path))
     checkpoint.os.replace = lambda a, b: (count("replace"), replace(a, b))
+    store = None
+    if "CHECKPOINTS" in os.environ:
+        store = S3Store(f"{os.environ['CHECKPOINTS']}/{folder.name}")
+        put, delete = store.put, store.delete
+        store.put = lambda name, content: (count("put"), put(name, content))
+        store.delete = lambda name: (count("delete"), delete(name))
     texts = text_rows(tiny_examples(20), tiny_catalogue())
     config = TrainConfig(
         model_base="tiny", epochs=3, lr=1e-2, batch_size=3, checkpoint_every=2, lora_r=4, lora_dropout=0.2, seed=5
@@ -70,6 +81,7 @@ def _train(model, tokenizer, folder: Path, moment: str) -> None:
         texts[14:],
         config,
         folder,
+        store=store,
         report_step=lambda *_: count("step"),
         report_epoch=lambda _: count("epoch"),
     )

@@ -1,0 +1,138 @@
+"""Copies of checkpoints on S3 (moto's server): real kills between puts, and a machine whose disk is gone each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from planner.contracts.errors import TrainingError
+from planner.recipe.s3_store import S3Store
+from planner.training.checkpoint import newest_checkpoint
+from planner.training.loop import train
+
+PROJECT = Path(__file__).resolve().parents[2]
+URI = "s3://bucket/runs"
+# 14 rows in batches of 3, a checkpoint each second step and epoch: 0, 2, 4, 5, 6, 8, 10, 12, 14, 15. Three puts each.
+MOMENTS = {
+    "": None,
+    "put:2": None,
+    "put:4": 0,
+    "put:6": 0,
+    "step:7": 6,
+    "put:15,put:2": 5,
+    "delete:1": 5,
+    "delete:4": 6,
+    "step:3,put:5,step:8": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(endpoint):
+    values = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret-value",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "MLFLOW_S3_ENDPOINT_URL": endpoint,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=endpoint)
+        client.create_bucket(Bucket="bucket")
+        yield client
+        client.close()
+
+
+@pytest.fixture
+def store(bucket, request):
+    return S3Store(f"s3://bucket/{request.node.name[:20]}")
+
+
+def go(model, tokenizer, texts, config, folder, store, **options):
+    return train(model, tokenizer, texts[:16], texts[16:], config, folder, store=store, **options)
+
+
+def steps_in(store):
+    return sorted({name.split("/")[-2] for name in store.names("") if name.endswith("manifest.json")})
+
+
+def test_another_machine_goes_on_from_the_copies(model, tokenizer, texts, config, tmp_path, store):
+    def stop(done, *_):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(model, tokenizer, texts, config, tmp_path / "a", store, report_step=stop)
+    assert steps_in(store) == ["step-000004", "step-000006"]
+    resumed = go(model, tokenizer, texts, config, tmp_path / "b", store)
+    whole = train(model, tokenizer, texts[:16], texts[16:], config, tmp_path / "c")
+    assert resumed.resumed_from_step == 6
+    name = "adapter_model.safetensors"
+    assert (resumed.adapter_folder / name).read_bytes() == (whole.adapter_folder / name).read_bytes()
+    kept = sorted(path.name for path in (resumed.adapter_folder.parent / "checkpoints").glob("step-*"))
+    assert steps_in(store) == kept
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_damaged_copy_is_passed_over_and_replaced(model, tokenizer, texts, config, tmp_path, store, damage):
+    first = go(model, tokenizer, texts, config, tmp_path / "a", store)
+    name = next(name for name in store.names("") if name.endswith("step-000008/state.safetensors"))
+    content = bytearray(store.get(name))
+    content[len(content) // 2] ^= 4
+    store.delete(name) if damage == "remove" else store.put(name, bytes(content))
+    again = go(model, tokenizer, texts, config, tmp_path / "b", store)
+    assert again.resumed_from_step == 6
+    go(model, tokenizer, texts, config, tmp_path / "c", store)
+    folder = next((tmp_path / "c").glob("*/checkpoints"))
+    assert newest_checkpoint(folder).position.step == first.num_steps == 8
+
+
+def test_store_that_cannot_be_reached_is_found_by_the_probe(monkeypatch, bucket):
+    S3Store(URI).probe()
+    with pytest.raises(TrainingError, match="s3://nowhere/x refused: .*NoSuchBucket.*train.checkpoints"):
+        S3Store("s3://nowhere/x").probe()
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(TrainingError, match="refused: Could not connect") as error:
+        S3Store(URI).probe()
+    assert "secret-value" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def results(base_folder, tmp_path_factory, bucket):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.killed_runs", base_folder, tmp_path_factory.mktemp("runs"), *MOMENTS],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CHECKPOINTS": URI},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [moments for moments in MOMENTS if moments])
+def test_killed_run_goes_on_from_the_store_alone_and_ends_with_the_same_bytes(results, moments):
+    whole, resumed = results[""], results[moments]
+    assert resumed["adapter"] == whole["adapter"]
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["resumed_from_step"] == MOMENTS[moments]
+    assert resumed["left"] == whole["left"]
