@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,10 @@ from planner.decoding.guess import Guesser, Leaves
 from planner.decoding.moves import PlanMoves
 from planner.decoding.packed import PackedModel, RowCache
 from planner.decoding.result import PlanResult
+from planner.decoding.search import DishSearch
 from planner.decoding.trie import build_trie
+
+Decide = Literal["token", "dish"]
 
 # How many more tokens in a call cost as much as another call: on a CPU (measured: 78 ms a call, 3.6 ms a row in it and
 # 2.3 to 4.2 ms a token), and on a GPU (a guess: there a call's time hardly depends on its tokens). Only the number of
@@ -59,6 +62,8 @@ class _Row:
     num_calls: int = 0
     num_decisions: int = 0
     num_rejected: int = 0
+    search: DishSearch | None = None
+    going_on: float = 1.0  # probability that the plan is as long as it is by now
 
     def unfed(self) -> list[int]:
         return (self.prompt + self.moves.tokens)[self.num_fed :]
@@ -73,6 +78,8 @@ class Decoder:
         catalogue: the dishes that may be proposed.
         max_rows: requests decoded at a time. More rows share a call's cost; each holds its cache.
         repeats: whether a dish may stand twice in a plan.
+        decide: `token` takes the likeliest token at each place; `dish` the likeliest dish as a whole, and ends a plan
+            at the middle of the lengths that the model holds possible.
         guess: feed guesses with what is decided; the same plans in fewer calls.
         call_tokens: how many more tokens in a call cost as much as another call; None for `CALL_TOKENS`.
     """
@@ -85,6 +92,7 @@ class Decoder:
         *,
         max_rows: int = 16,
         repeats: bool = False,
+        decide: Decide = "token",
         guess: bool = True,
         call_tokens: float | None = None,
     ) -> None:
@@ -93,6 +101,7 @@ class Decoder:
         self.constraints = ConstraintIndex(catalogue)
         self.packed = PackedModel(model)
         self._tokenizer, self._max_rows, self._repeats, self._guess = tokenizer, max_rows, repeats, guess
+        self._tokens = decide == "token"
         kind = self.packed.device.type
         self._call_tokens = CALL_TOKENS.get(kind, CALL_TOKENS["cpu"]) if call_tokens is None else call_tokens
         self._leaves = Leaves.of(self.trie, len(catalogue.recipes))
@@ -164,18 +173,47 @@ class Decoder:
         while waiting or active:
             while waiting and len(active) < self._max_rows:
                 active.append(self._started(waiting.popleft()))
-            call_tokens = self._call_tokens * (1 / len(active) + ROW_SHARE)
-            drafts = [row.guesser.draft(row.moves, call_tokens) if row.guesser else [] for row in active]
-            guessed = [[token for piece in draft for token in piece.tokens] for draft in drafts]
-            fed = [(_cache(row), row.unfed() + more) for row, more in zip(active, guessed, strict=True)]
-            for row, draft, more, states in zip(active, drafts, guessed, self.packed.forward(fed), strict=True):
-                num_right = self._choose(row, more, states[len(states) - len(more) - 1 :])
-                if row.guesser:
-                    row.guesser.learn(draft, num_right)
+            self._call(active)
+            for row in active:
                 if not len(row.legal):
                     row.cache = None
                     self._leaves.count(self._row_of[meal.recipe_id] for meal in row.moves.plan.meals)
             active = [row for row in active if row.cache is not None]
+
+    def _call(self, active: Sequence[_Row]) -> None:
+        """One model call: what is certain, with guesses behind it, or the titles that a search asks about."""
+        call_tokens = self._call_tokens * (1 / len(active) + ROW_SHARE)
+        drafts, fed, branches = [], [], []
+        for row in active:
+            pieces = row.search.branches if row.search else []
+            draft = [] if pieces or not row.guesser else row.guesser.draft(row.moves, call_tokens, titles=self._tokens)
+            drafts.append(draft)
+            branches.append([len(piece) for piece in pieces])
+            new = row.unfed() + [token for piece in draft for token in piece.tokens]
+            fed.append((_cache(row), [token for piece in pieces for token in piece] or new))
+        for row, draft, states in zip(active, drafts, self.packed.forward(fed, branches), strict=True):
+            row.num_calls += 1
+            if row.search:
+                self._go_on_searching(row, row.search, states)
+                continue
+            guessed = [token for piece in draft for token in piece.tokens]
+            num_right = self._choose(row, guessed, states[len(states) - len(guessed) - 1 :])
+            if row.guesser:
+                row.guesser.learn(draft, num_right)
+
+    def _go_on_searching(self, row: _Row, search: DishSearch, states: torch.Tensor) -> None:
+        ends = np.cumsum([len(piece) for piece in search.branches]) - 1
+        _cache(row).cut(row.num_fed)
+        search.take([states[end] for end in ends.tolist()])
+        self._finish_search(row, search)
+
+    def _finish_search(self, row: _Row, search: DishSearch) -> None:
+        row.search = search if search.found is None else None
+        if search.found is not None:
+            for token in search.found:
+                row.moves.take(token)
+            row.legal = row.moves.run_forced()
+            row.num_decisions += 1
 
     def _choose(self, row: _Row, guessed: Sequence[int], states: torch.Tensor) -> int:
         """Decide as far as the guesses are right; how many are.
@@ -187,17 +225,30 @@ class Decoder:
         """
         start, num_right = len(row.moves.tokens), 0
         written = row.moves.tokens
-        while len(row.legal) and start + num_right == len(written):
-            ids = torch.from_numpy(row.legal).to(self.packed.device)
-            row.moves.take(int(row.legal[int(self.packed.scores(states[num_right], ids).argmax())]))
+        while len(row.legal) and start + num_right == len(written) and row.search is None:
+            if not self._tokens and row.moves.dishes_left() > 1:
+                self._finish_search(row, DishSearch(self.trie, row.moves, self.packed, states[num_right]))
+                continue
+            row.moves.take(self._best_token(row, states[num_right]))
             row.legal = row.moves.run_forced()
             row.num_decisions += 1
             num_right += _common_length(guessed[num_right:], written[start + num_right :])
-        row.num_calls += 1
         row.num_rejected += len(guessed) - num_right
         row.num_fed = len(row.prompt) + start + num_right
         _cache(row).cut(row.num_fed)
         return num_right
+
+    def _best_token(self, row: _Row, state: torch.Tensor) -> int:
+        legal = row.legal
+        scores = self.packed.scores(state, torch.from_numpy(legal).to(self.packed.device))
+        if not self._tokens and self.trie.end in legal:
+            # Going on is likelier than ending for most lengths, one by one: taken each by itself, every plan is long.
+            others = torch.from_numpy(legal != self.trie.end).to(scores.device)
+            row.going_on *= float(torch.softmax(scores.double(), 0)[others].sum())
+            if row.going_on < 0.5:
+                return self.trie.end
+            legal, scores = legal[legal != self.trie.end], scores[others]
+        return int(legal[int(scores.argmax())])
 
     def _started(self, row: _Row) -> _Row:
         row.cache = self.packed.new_row(len(row.prompt) + ROOM_FOR_PLAN)

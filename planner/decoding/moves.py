@@ -96,6 +96,13 @@ class PlanMoves:
         options = tuple(option.value for option in self._options)
         return Place(kind, self._day, self._low, self._high, self._depth, options, self._pos if options else 0)
 
+    def dishes_left(self) -> int:
+        """How many dishes the title's beginning leaves open, counted up to two; 0 where no title is being written."""
+        if self._options or self.finished:
+            return 0
+        recipes = self._trie.recipe[self._low : self._high][self.afforded(self._low, self._high)]
+        return 2 if len(recipes) and bool((recipes != recipes[0]).any()) else 1
+
     def affords(self, leaf: int) -> bool:
         """Whether a leaf of the trie is allowed, not eaten yet, and within what is left of the budget."""
         return bool(self._price[leaf] <= self._left)
@@ -112,10 +119,16 @@ class PlanMoves:
             return np.unique(np.array([option.pieces[self._pos] for option in self._options], dtype=np.int64))
         if self._high - self._low == 1:
             return self._trie.tokens[self._low : self._high, self._depth].astype(np.int64)
-        tokens, starts = self._trie.children(self._low, self._high, self._depth)
-        cheapest = np.minimum.reduceat(self._price[self._low : self._high], starts - self._low)
-        legal: NDArray[np.int64] = tokens[cheapest <= self._left]
-        return legal
+        return self.legal_children(self._low, self._high, self._depth)[0]
+
+    def legal_children(
+        self, low: int, high: int, depth: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The legal tokens behind a node of several leaves, ascending, with the leaves that each leads to: from, to."""
+        tokens, starts = self._trie.children(low, high, depth)
+        cheapest = np.minimum.reduceat(self._price[low:high], starts - low)
+        legal = cheapest <= self._left
+        return tokens[legal], starts[legal], np.append(starts[1:], high)[legal]
 
     def take(self, token: int) -> None:
         """Append one legal token."""

@@ -31,7 +31,7 @@ from planner.decoding.base import (
     load_tokenizer,
     resolve_base,
 )
-from planner.decoding.decoder import Decoder
+from planner.decoding.decoder import Decide, Decoder
 from planner.decoding.files import (
     MANIFEST,
     SUFFIXES,
@@ -53,10 +53,11 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class DecodingOptions:
-    """How the model is decoded: requests at a time, and whether a dish may stand twice in a plan."""
+    """How the model is decoded: requests at a time, whether a dish may stand twice in a plan, and what is decided."""
 
     max_rows: int = 16
     repeats: bool = False
+    decide: Decide = "token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def load_package(
     base = _load_base_of(folder, description, cache, device)
     options = DecodingOptions(**description["decoding"])
     model = merge_adapter(base, folder / "adapter")
-    return LoraPlanner(Decoder(model, base.tokenizer, catalogue, max_rows=options.max_rows, repeats=options.repeats))
+    return LoraPlanner(Decoder(model, base.tokenizer, catalogue, **asdict(options)))
 
 
 def _write_lora(folder: Path, parts: LoraParts, *, embed_base: bool) -> dict[str, Any]:

@@ -86,14 +86,24 @@ class PackedModel:
         """An empty cache for about `capacity` tokens."""
         return RowCache(self._shape, capacity, dtype=self._dtype, device=self.device)
 
-    def forward(self, rows: Sequence[tuple[RowCache, Sequence[int]]]) -> list[Tensor]:
-        """Feed each row its new tokens (at least one); the last hidden states of each row's, (new tokens, hidden)."""
-        bounds, masks, positions, start = [], [], [], 0
-        for cache, tokens in rows:
+    def forward(
+        self, rows: Sequence[tuple[RowCache, Sequence[int]]], branches: Sequence[Sequence[int]] = ()
+    ) -> list[Tensor]:
+        """Feed each row its new tokens (at least one); the last hidden states of each row's, (new tokens, hidden).
+
+        Args:
+            rows: each with its cache and its new tokens.
+            branches: for each row nothing, or the lengths of the pieces that its new tokens are made of: each piece
+                goes on from the row's past and sees no other piece. The row is to be cut back afterwards.
+        """
+        bounds, masks, start = [], [], 0
+        positions: list[Tensor] = []
+        for index, (cache, tokens) in enumerate(rows):
+            lengths = (branches[index] if branches else ()) or (len(tokens),)
             cache.reserve(len(tokens))
             bounds.append((start, start + len(tokens)))
-            masks.append(_causal_mask(cache.length, len(tokens), self._groups, self.device))
-            positions.append(torch.arange(cache.length, cache.length + len(tokens)))
+            masks.append(_causal_mask(cache.length, lengths, self._groups, self.device))
+            positions.extend(torch.arange(cache.length, cache.length + length) for length in lengths)
             start += len(tokens)
         ids = torch.tensor([token for _, tokens in rows for token in tokens], device=self.device)
         packed = _Packed([cache for cache, _ in rows], bounds, masks)
@@ -178,11 +188,19 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *,
     return one[0].view(query.shape)
 
 
-def _causal_mask(num_past: int, num_new: int, groups: int, device: torch.device) -> Tensor | None:
+def _causal_mask(num_past: int, lengths: Sequence[int], groups: int, device: torch.device) -> Tensor | None:
     """Which of the row's tokens each new token sees, once for each of the heads that share keys.
 
     None where no mask is needed, or the kernel's own is right.
     """
-    if num_past == 0 or num_new == 1:
+    num_new = sum(lengths)
+    if len(lengths) == 1 and (num_past == 0 or num_new == 1):
         return None
-    return torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=device).tril(num_past).repeat(groups, 1)
+    seen = torch.zeros(num_new, num_past + num_new, dtype=torch.bool, device=device)
+    seen[:, :num_past] = True
+    start = 0
+    for length in lengths:
+        own = seen[start : start + length, num_past + start : num_past + start + length]
+        own.copy_(torch.ones(length, length, dtype=torch.bool, device=device).tril())
+        start += length
+    return seen.repeat(groups, 1)

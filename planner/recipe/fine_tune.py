@@ -15,7 +15,8 @@ from planner.contracts.errors import TrainingError
 from planner.contracts.example import DatasetVersion
 from planner.dataset.read import iter_examples, read_catalogue
 from planner.decoding.base import BaseFiles, load_base, load_tokenizer, resolve_base
-from planner.decoding.package import Lineage, LoraParts, write_package
+from planner.decoding.targets import CatalogueTokens
+from planner.decoding.package import DecodingOptions, Lineage, LoraParts, write_package
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console
 from planner.recipe.lineage import dataset_of, log_dataset_input
@@ -28,6 +29,7 @@ from planner.training.report import EpochMetrics, TrainingReport
 from planner.training.text import text_rows
 
 POLICY = "planner_policy"
+_UNIT = {"catalogue": "decision among the catalogue's tokens", "text": "target token"}
 
 
 def fine_tune(config: ResolvedConfig, run: StepRun, console: Console) -> None:
@@ -59,6 +61,7 @@ def fine_tune(config: ResolvedConfig, run: StepRun, console: Console) -> None:
         resumed_from_step=report.resumed_from_step,
         lines=[
             *_resumed(report),
+            *_unlisted(report),
             f"Registered {registered.name} version {registered.version}; read back and verified.",
         ],
     )
@@ -103,6 +106,7 @@ def _train(
         step,
         config.folder / "training",
         base_sha256=base.sha256,
+        legal_tokens=CatalogueTokens(catalogue, loaded.tokenizer) if step.loss == "catalogue" else None,
         report_epoch=on_epoch,
         report_step=on_step,
     )
@@ -129,7 +133,8 @@ def _register(
     parts = LoraParts(base=base, tokenizer=load_tokenizer(base.folder, base.name), adapter=report.adapter_folder)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "planner"
-        write_package(package, parts, catalogue, lineage, embed_base=step.embed_base)
+        options = DecodingOptions(decide=step.decide)
+        write_package(package, parts, catalogue, lineage, options=options, embed_base=step.embed_base)
         return register_package(
             package,
             catalogue,
@@ -152,15 +157,22 @@ def _resumed(report: TrainingReport) -> list[str]:
     return [f"Went on from step {report.resumed_from_step:,} of {report.num_steps:,}, where an earlier run stopped."]
 
 
+def _unlisted(report: TrainingReport) -> list[str]:
+    if not report.num_unlisted:
+        return []
+    return [f"{report.num_unlisted:,} rows have a plan that is none of the catalogue; their loss is over all tokens."]
+
+
 def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, report: TrainingReport) -> str:
     best = next(epoch for epoch in report.epochs if epoch.epoch == report.best_epoch)
-    validation = "none" if best.validation_loss is None else f"{best.validation_loss:.4f} nats a target token"
+    validation = "none" if best.validation_loss is None else f"{best.validation_loss:.4f} nats a {_UNIT[step.loss]}"
     return (
         "Plans a household's week of meals; decoding under the catalogue keeps every constraint.\n\n"
         f"- base: {base.name} ({base.licence}; {base.source}; sha256 {base.sha256[:16]})\n"
         f"- data: planner/{version.name}, digest {version.digest}, {report.num_train_rows} rows of the train split\n"
         f"- LoRA: r {step.lora_r}, alpha {step.lora_alpha:g} on {', '.join(step.target_modules)}; "
         f"epoch {report.best_epoch} of {step.epochs}, lr {step.lr:g}, batch {step.batch_size}, seed {step.seed}\n"
+        f"- decoding: decides a {step.decide} at a time\n"
         f"- validation loss: {validation}\n"
         "- limits: proposes only dishes of the catalogue it was registered with; its newest replay holds its scores"
     )

@@ -47,7 +47,7 @@ class FakeModel:
     def new_row(self, capacity):
         return FakeCache()
 
-    def forward(self, rows):
+    def forward(self, rows, branches=()):
         self.num_calls += 1
         states = []
         for cache, tokens in rows:

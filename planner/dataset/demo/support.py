@@ -14,7 +14,7 @@ import numpy as np
 from planner.dataset.demo.catalogue import DemoCatalogue
 from planner.dataset.demo.purchases import Bools, Counts, Floats, Ints, Purchases
 
-MIN_SHARE = 1 / 2  # of a dish's ingredients by weight of rarity, the main one in the kitchen in any case
+MIN_SHARE = 0.4  # of a dish's ingredients by weight of rarity, the main one in the kitchen in any case
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""Which dish comes next, as a whole: a best-first search over the titles that are still legal.
+
+In: where a plan stands, and the model's scores as the search asks for them. Out: the tokens of the most likely dish.
+
+Greedy token by token, a family of titles that begin alike (`Grilled …`) wins over one dish that is likelier than each
+of them. Here the probability of a dish is the product of its tokens' probabilities among the legal ones, and the dish
+with the highest one is taken, exactly: a beginning can never be likelier than what it begins, so no title behind a
+beginning that is less likely than a known dish needs to be looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from planner.decoding.moves import PlanMoves
+from planner.decoding.packed import PackedModel
+from planner.decoding.trie import CatalogueTrie, Pieces
+
+WIDTH = 8  # beginnings that are looked behind in one model call
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """Leaves `low` to `high` of the trie, which share their first `depth` tokens; `tokens` lead there."""
+
+    low: int
+    high: int
+    depth: int
+    tokens: Pieces
+    score: float  # log probability
+
+
+class DishSearch:
+    """The search for one dish of one plan.
+
+    Args:
+        trie: the catalogue's trie.
+        moves: the plan so far, in front of a title or within one.
+        packed: scores tokens.
+        state: the model's last hidden state there.
+    """
+
+    def __init__(self, trie: CatalogueTrie, moves: PlanMoves, packed: PackedModel, state: Tensor) -> None:
+        self._trie, self._moves, self._packed = trie, moves, packed
+        place = moves.place()
+        self._heap: list[tuple[float, int, _Node]] = []
+        self._num_seen = 0
+        self._waiting: list[_Node] = []
+        self.found: Pieces | None = None
+        self._look_behind(_Node(place.low, place.high, place.depth, (), 0.0), state)
+        self._advance()
+
+    @property
+    def branches(self) -> list[Pieces]:
+        """The beginnings whose states are needed, as tokens behind the plan so far; empty once a dish is found."""
+        return [node.tokens for node in self._waiting]
+
+    def take(self, states: list[Tensor]) -> None:
+        """Go on with the last hidden state of each of `branches`."""
+        for node, state in zip(self._waiting, states, strict=True):
+            self._look_behind(node, state)
+        self._advance()
+
+    def _look_behind(self, node: _Node, state: Tensor) -> None:
+        tokens, lows, highs = self._moves.legal_children(node.low, node.high, node.depth)
+        scores = self._packed.scores(state, torch.from_numpy(tokens).to(self._packed.device))
+        logs = torch.log_softmax(scores.double(), 0).tolist()
+        depth = node.depth + 1
+        for token, low, high, log in zip(tokens.tolist(), lows.tolist(), highs.tolist(), logs, strict=True):
+            child = _Node(low, high, depth, (*node.tokens, token), node.score + log)
+            heappush(self._heap, (-child.score, self._num_seen, child))
+            self._num_seen += 1
+
+    def _advance(self) -> None:
+        """Take the likeliest beginnings until one is a dish, or `WIDTH` of them need their states."""
+        self._waiting = []
+        while self._heap and len(self._waiting) < WIDTH:
+            entry = heappop(self._heap)
+            node = self._run_forced(entry[2])
+            if not self._is_dish(node):
+                self._waiting.append(node)
+                continue
+            if self._waiting:  # the best dish that is known; what is ahead of it may hide a better one
+                heappush(self._heap, entry)
+            else:
+                self.found = node.tokens
+            return
+
+    def _run_forced(self, node: _Node) -> _Node:
+        """Go on while one token is legal and more than one dish is left."""
+        while not self._is_dish(node):
+            tokens, lows, highs = self._moves.legal_children(node.low, node.high, node.depth)
+            if len(tokens) != 1:
+                break
+            node = _Node(int(lows[0]), int(highs[0]), node.depth + 1, (*node.tokens, int(tokens[0])), node.score)
+        return node
+
+    def _is_dish(self, node: _Node) -> bool:
+        if node.high - node.low == 1:
+            return True
+        recipes = self._trie.recipe[node.low : node.high][self._moves.afforded(node.low, node.high)]
+        return bool(np.all(recipes == recipes[0]))
