@@ -7,6 +7,7 @@ and `reason`. A request that breaks the contract is an error that names the fiel
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -58,6 +59,8 @@ class ServedPlanner:
         except PlannerError as error:
             raise MlflowException(str(error), error_code=INTERNAL_ERROR) from error
         rows = [result.to_dict() for result in results]
+        if in_spark_task():  # MLflow's UDF makes the text `None` of null wherever another row has a reason
+            rows = [row | {"reason": row["reason"] or ""} for row in rows]
         columns = {name: [row[name] for row in rows] for name in ("plan", "feasible", "reason")}
         return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
@@ -75,7 +78,8 @@ def request_rows(model_input: Any) -> list[Any]:
     """
     if isinstance(model_input, pd.DataFrame):
         # A cell that a row of the table lacks is NaN or None: the member is absent.
-        return [_present(row) for row in model_input.to_dict(orient="records")]
+        rows = [_present(row) for row in model_input.to_dict(orient="records")]
+        return [_without_nulls(row) or {} for row in rows] if in_spark_task() else rows
     if isinstance(model_input, Mapping):
         return [_present(model_input)]
     if isinstance(model_input, Sequence | np.ndarray) and not isinstance(model_input, str | bytes):
@@ -84,6 +88,16 @@ def request_rows(model_input: Any) -> list[Any]:
         f"The input is a {type(model_input).__name__}, not a request, a list of requests or a DataFrame.",
         error_code=INVALID_PARAMETER_VALUE,
     )
+
+
+def in_spark_task() -> bool:
+    """Whether this is a worker of Spark, where `mlflow.pyfunc.spark_udf` hands over structs as columns of pandas.
+
+    There a null number has become NaN and a null struct one of nulls. Spark's own NaN cannot be told from null. A null
+    text cannot be answered.
+    """
+    spark = sys.modules.get("pyspark")  # a worker has it; elsewhere it need not be installed
+    return spark is not None and spark.TaskContext.get() is not None
 
 
 def signature() -> ModelSignature:
@@ -158,6 +172,16 @@ def _present(row: Mapping[Any, Any]) -> dict[str, Any]:
 def _is_missing(value: Any) -> bool:
     """Whether a table's cell is empty. NaN deeper inside is no missing cell: the contract refuses it there."""
     return value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Members that are null, NaN or made of such alone left out, at any depth; null where nothing is left."""
+    if isinstance(value, Mapping):
+        kept = {name: _without_nulls(member) for name, member in value.items()}
+        return {name: member for name, member in kept.items() if member is not None} or None
+    if isinstance(value, list):
+        return [_without_nulls(member) for member in value]
+    return None if _is_missing(value) else value
 
 
 def _plain(value: Any) -> Any:
