@@ -1,62 +1,65 @@
-"""Which tokens stood to choice at each place of a plan that is known: what a loss among legal tokens needs.
+"""Which tokens may come next, for decoders that are not ours: a pure function of the prefix and the request.
 
-In: a catalogue, a tokenizer, and the tokens of accepted plans. Out: for each token the ids that the decoder would
-have chosen among. A plan's text is mostly forced: behind the first letters of a title there is nothing left to learn.
+In: a catalogue and its tokenizer, or a folder that `export_package` wrote. Out: the legal tokens; whoever takes only
+these writes a plan that breaks no constraint. No model is involved, and torch is not imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from planner.contracts.catalogue import Catalogue
-from planner.decoding.constraints import Allowed
+from planner.contracts.catalogue import Catalogue, Recipe
+from planner.contracts.prompt import default_servings
+from planner.contracts.request import Request
+from planner.decoding.constraints import ConstraintIndex
+from planner.decoding.files import read_json
 from planner.decoding.moves import PlanMoves
-from planner.decoding.trie import build_trie
+from planner.decoding.trie import CatalogueTrie, build_trie
 
 
-class CatalogueTokens:
-    """The legal tokens of plans of one catalogue, whatever a household excludes or can pay.
-
-    Inactive recipes count: they were planned once. A dish stands once in a plan, unless the plan itself repeats one.
+class LegalTokens:
+    """The catalogue prepared once; then every call is a pure function.
 
     Args:
-        catalogue: of the plans.
-        tokenizer: of the base model.
-
-    Raises:
-        ModelError: a title cannot be written and read back with this tokenizer.
+        catalogue: the dishes that may be proposed.
+        tokenizer: of the model that decodes.
+        repeats: whether a dish may stand twice in a plan.
     """
 
-    def __init__(self, catalogue: Catalogue, tokenizer: Any) -> None:
-        self._catalogue = Catalogue.of(replace(recipe, active=True) for recipe in catalogue.recipes)
-        self._trie = build_trie(self._catalogue, tokenizer)
-        self._costs = np.zeros(len(catalogue.recipes), dtype=np.int64)
-        self._allowed = Allowed(np.ones(len(catalogue.recipes), dtype=bool), (), None)
+    def __init__(self, catalogue: Catalogue, tokenizer: Any, *, repeats: bool = False) -> None:
+        self.catalogue = catalogue
+        self.trie: CatalogueTrie = build_trie(catalogue, tokenizer)
+        self.constraints = ConstraintIndex(catalogue)
+        self._repeats = repeats
 
-    def __call__(self, servings: int, target_ids: Sequence[int]) -> tuple[NDArray[np.int64], ...] | None:
-        """The ids, ascending, that may stand at each place of a target.
+    @classmethod
+    def of_export(cls, folder: Path) -> LegalTokens:
+        """Read catalogue and tokenizer of a folder that `export_package` wrote.
 
-        Args:
-            servings: what a line without a number means.
-            target_ids: the tokens of a rendered plan with the end token.
-
-        Returns:
-            One array a token, or None where the target is no plan of this catalogue.
+        Raises:
+            ModelError: the folder is none, or holds a title that the tokenizer cannot write.
         """
-        return self._walk(servings, target_ids, repeats=False) or self._walk(servings, target_ids, repeats=True)
+        from transformers import AutoTokenizer
 
-    def _walk(self, servings: int, target_ids: Sequence[int], *, repeats: bool) -> tuple[NDArray[np.int64], ...] | None:
-        moves = PlanMoves(self._trie, self._catalogue, self._costs, self._allowed, servings, repeats=repeats)
-        found = []
-        for token in target_ids:
-            legal = moves.legal_tokens()
-            if token not in legal:
-                return None
-            found.append(legal)
+        catalogue = Catalogue.of(Recipe.from_dict(row) for row in read_json(folder / "catalogue.json"))
+        options = read_json(folder / "handles.json")["decoding"]
+        tokenizer = AutoTokenizer.from_pretrained(folder / "merged", local_files_only=True, trust_remote_code=False)
+        return cls(catalogue, tokenizer, repeats=options["repeats"])
+
+    def infeasible_reason(self, request: Request) -> str | None:
+        """Why no plan can satisfy the request, or None; such a request needs no decoding at all."""
+        return self.constraints.infeasible_reason(self.constraints.allowed(request))
+
+    def moves(self, request: Request) -> PlanMoves:
+        """A plan's walk from its beginning, for decoders that keep one a request and `take` each token."""
+        allowed, usual = self.constraints.allowed(request), default_servings(request)
+        return PlanMoves(self.trie, self.catalogue, self.constraints.cost_cents, allowed, usual, repeats=self._repeats)
+
+    def after(self, prefix: Sequence[int], request: Request) -> list[int]:
+        """The tokens that may follow `prefix`, the plan's tokens so far; none behind the end."""
+        moves = self.moves(request)
+        for token in prefix:
             moves.take(token)
-        return tuple(found) if moves.finished else None
+        return [int(token) for token in moves.legal_tokens()]
