@@ -19,6 +19,7 @@ from planner.contracts.gate import Verdict
 from planner.recipe.config import PROJECT, STEPS, ResolvedConfig, load_config
 from planner.recipe.console import Console, StepResult, print_results
 from planner.recipe.environment import database_url, use_tracking_store
+from planner.recipe.registry import find_alias
 from planner.recipe.runner import step_module
 from planner.recipe.tracking import (
     ERROR_TAG,
@@ -60,6 +61,11 @@ def run_recipe(
         outputs: Mapping[str, Any] = {}
         for step in STEPS[: STEPS.index(last) + 1]:
             overrides.update(_handed_on(outputs))
+            if step == "evaluate" and (in_use := _in_production(profile, overrides)):
+                results.append(
+                    StepResult(step, None, None, 0.0, in_use, "in production already: nothing new to compare")
+                )
+                break
             outputs = _one_step(profile, step, overrides, step in forced, console, results)
             parent.outputs[step] = dict(outputs)
             if step == "evaluate" and outputs["verdict"] != Verdict.PASS:
@@ -138,6 +144,16 @@ def _note_reuse(config: ResolvedConfig, step: str, fingerprint: str, run_id: str
         run.set_tags(step_module(step).tags_of(outputs))
 
 
+def _in_production(profile: str, overrides: Mapping[str, Any]) -> str | None:
+    """The version that would be evaluated, where it is the baseline as well because it is in production."""
+    mine = {key: value for key, value in overrides.items() if key.startswith("evaluate.")}
+    step = load_config(profile, mine).recipe.evaluate
+    if step.baseline_version is not None or step.model_version is None:
+        return None
+    number = find_alias(step.model_name, "production")
+    return f"{step.model_name} version {number}" if number == str(step.model_version) else None
+
+
 def _handed_on(outputs: Mapping[str, Any]) -> dict[str, Any]:
     """What a step's outputs mean to the steps behind it."""
     handed: dict[str, Any] = {}
@@ -154,8 +170,9 @@ def _report(parent: StepRun, results: list[StepResult]) -> None:
     evaluated = parent.outputs.get("evaluate")
     lines = list(evaluated["lines"]) if evaluated else []
     done = {result.step for result in results}
-    following = step_module(results[-1].step).next_command(parent.outputs[results[-1].step])
-    if done == set(STEPS):
+    last = next(reversed(parent.outputs))
+    following = step_module(last).next_command(parent.outputs[last])
+    if done == set(STEPS) or last != results[-1].step:
         following = "mlflow ui   (the run, its plots and the replay report)"
     print_results(results, lines=lines, next_command=following)
 

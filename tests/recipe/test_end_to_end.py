@@ -248,6 +248,20 @@ def test_a_fresh_database_gets_its_evidence_and_policy_version_anew(sandbox: San
     assert events == [(number,)]
 
 
+def test_a_version_in_production_is_not_evaluated_against_itself(sandbox: Sandbox, restored: Chapter) -> None:
+    number = restored.children["promote"].data.tags["model_version"]
+    before = sandbox.client.get_model_version_by_alias("planner_model", "production").version
+    sandbox.client.set_registered_model_alias("planner_model", "production", number)
+    try:
+        settled = chapter(sandbox, sandbox.call("steps.main", "--profile", "tiny"))
+    finally:
+        sandbox.client.set_registered_model_alias("planner_model", "production", before)
+    assert settled.ran == set() and "promote" not in settled.table
+    assert f"planner_model version {number}" in settled.table["evaluate"]
+    assert "in production already" in settled.table["evaluate"]
+    assert settled.replay_rows == restored.replay_rows
+
+
 def test_until_stops_and_force_runs_a_step_although_nothing_changed(sandbox: Sandbox, restored: Chapter) -> None:
     done = sandbox.call("steps.main", "--profile", "tiny", "--until", "build_dataset", "--force", "build_dataset")
     forced = chapter(sandbox, done)
