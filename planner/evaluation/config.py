@@ -66,6 +66,14 @@ class EvaluateConfig(BaseModel):
     batch_size: Annotated[Whole, Field(ge=1, le=4096)] = 8
     """Requests that a planner gets at once, and that a killed replay may lose. 8 on two cores, 32 on a GPU."""
 
+    workers: Annotated[Whole, Field(ge=1, le=1024)] = 1
+    """Processes or tasks that replay side by side, each with models of its own; the rows are the same bytes. 1 is best
+    on a few cores: one process uses them all."""
+
+    workers_on: Literal["processes", "spark"] = "processes"
+    """Where workers run: processes of this machine, or tasks of the Spark session (`folder` must then be one that they
+    and the driver see, and the workers must have this package)."""
+
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Which rows a sample takes. Planning itself is greedy and has no seed."""
 

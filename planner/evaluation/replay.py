@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,6 +32,15 @@ class Lineage:
 
     dataset_digest: str | None
     split: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows that are planned together; `key` changes with anything that decides their plans."""
+
+    index: int
+    key: str
+    examples: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
@@ -121,18 +130,16 @@ def replay(
         name: _check_catalogue(name, planner.catalogue, catalogue, max_catalogue_difference)
         for name, planner in planners.items()
     }
-    known = {**identity, "split": split, "catalogue": _catalogue_key(catalogue)}
     parts: list[Part] = []
     num_done = num_resumed = 0
-    for index, batch in enumerate(_batches(_checked(examples, split), batch_size)):
-        key = batch_key(known, [example.event_id for example in batch])
-        part = read_part(folder / "parts", index, key) if resume else None
+    for batch in batches_of(examples, split=split, identity=identity, catalogue=catalogue, batch_size=batch_size):
+        part = read_part(folder / "parts", batch.index, batch.key) if resume else None
         if part is not None:
             num_resumed += part.num_rows
         else:
-            part = _plan_batch(planners, batch, catalogue, folder / "parts", index, key, clock)
+            part = plan_batch(planners, batch, catalogue, folder, clock=clock)
         parts.append(part)
-        num_done += len(batch)
+        num_done += len(batch.examples)
         if progress is not None:
             progress(num_done, total, "requests replayed")
     if not parts:
@@ -150,34 +157,53 @@ def catalogue_difference(one: Catalogue, other: Catalogue) -> int:
     return sum(1 for id in ids if one.by_id.get(id) != other.by_id.get(id))
 
 
-def _plan_batch(
+def batches_of(
+    examples: Iterable[Example], *, split: str, identity: Mapping[str, str], catalogue: Catalogue, batch_size: int
+) -> Iterator[Batch]:
+    """Cut the rows into batches, each with a key of everything that decides its plans.
+
+    Raises:
+        ReplayError: a row of another split, or an event twice.
+    """
+    known = {**identity, "split": split, "catalogue": _catalogue_key(catalogue)}
+    rows = _checked(examples, split)
+    for index in count():
+        batch = tuple(islice(rows, batch_size))
+        if not batch:
+            return
+        yield Batch(index, batch_key(known, [example.event_id for example in batch]), batch)
+
+
+def plan_batch(
     planners: Mapping[str, Planner],
-    batch: Sequence[Example],
+    batch: Batch,
     catalogue: Catalogue,
     folder: Path,
-    index: int,
-    key: str,
-    clock: Callable[[], float],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Part:
+    """Plan a batch with candidate and baseline, score and verify it, and write it as a part below `folder`.
+
+    Raises:
+        ReplayError: a planner does not answer every request, or the folder cannot be written.
+    """
     results: dict[str, list[PlanResult]] = {}
-    costs = {}
+    costs, num = {}, len(batch.examples)
     for name, planner in planners.items():
         start = clock()
-        answers = planner.plan([example.request for example in batch])
+        answers = planner.plan([example.request for example in batch.examples])
         seconds = clock() - start
-        if len(answers) != len(batch):
+        if len(answers) != num:
             raise ReplayError(
-                f"The {name} gave {len(answers)} plans for {len(batch)} requests. Its planner is broken.", planner=name
+                f"The {name} gave {len(answers)} plans for {num} requests. Its planner is broken.", planner=name
             )
         results[name] = answers
-        costs[name] = Costs(
-            len(batch), seconds, sum(a.num_tokens for a in answers), sum(a.num_model_calls for a in answers)
-        )
+        costs[name] = Costs(num, seconds, sum(a.num_tokens for a in answers), sum(a.num_model_calls for a in answers))
     rows = [
         build_row(example, mine, other, catalogue)
-        for example, mine, other in zip(batch, results["candidate"], results["baseline"], strict=True)
+        for example, mine, other in zip(batch.examples, results["candidate"], results["baseline"], strict=True)
     ]
-    return write_part(folder, index, key, rows, costs)
+    return write_part(folder / "parts", batch.index, batch.key, rows, costs)
 
 
 def _check_lineage(lineage: Lineage, baseline: Lineage | None, split: str, allowed: bool) -> bool:
@@ -227,8 +253,3 @@ def _checked(examples: Iterable[Example], split: str) -> Iterator[Example]:
             raise ReplayError(f"Event {example.event_id} stands twice among the rows.", event_id=example.event_id)
         seen.add(example.event_id)
         yield example
-
-
-def _batches(examples: Iterator[Example], size: int) -> Iterator[list[Example]]:
-    while batch := list(islice(examples, size)):
-        yield batch

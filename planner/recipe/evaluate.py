@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,13 @@ from planner.dataset.database import connect
 from planner.dataset.read import iter_examples, read_catalogue
 from planner.decoding.files import Lineage, read_lineage
 from planner.decoding.popular import fit_popular
-from planner.decoding.result import Planner
 from planner.evaluation.config import EvaluateConfig
 from planner.evaluation.figures import difference_metrics
 from planner.evaluation.gate import Subject, decide, gate_metrics
 from planner.evaluation.replay import Lineage as ReplayLineage
 from planner.evaluation.replay import Replay, replay
 from planner.evaluation.report import write_report
-from planner.evaluation.sample import sample_examples
+from planner.evaluation.shards import Job
 from planner.promotion.candidate import mark_candidate
 from planner.promotion.results import fail_replay, latest_attempt, latest_evidence, record_replay, start_replay
 from planner.recipe.config import ResolvedConfig
@@ -49,6 +49,7 @@ from planner.recipe.registry import (
     register_package,
 )
 from planner.recipe.tracking import StepRun, message_of
+from planner.recipe.workers import open_contest, plan_ahead
 
 NEEDS_DATABASE = True
 BUILT_IN = "built-in"
@@ -72,7 +73,8 @@ def fingerprint(config: ResolvedConfig) -> str:
         "candidate": _candidate(step).package_sha256,
         "baseline": read_back(step.model_name, baseline).package_sha256 if baseline else BUILT_IN,
     }
-    values = step.model_dump(mode="json", exclude={"dataset", "model_version", "baseline_version", "resume"})
+    never = {"dataset", "model_version", "baseline_version", "resume", "workers", "workers_on"}
+    values = step.model_dump(mode="json", exclude=never)
     return step_fingerprint("evaluate", values, inputs)
 
 
@@ -206,34 +208,34 @@ def _built_in_baseline(model_name: str, version: DatasetVersion) -> RegisteredVe
 
 
 def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Contest) -> tuple[Replay, GateResult]:
-    from planner.decoding.package import load_package  # loads torch, which a reused step does not need
-
     step, version = config.recipe.evaluate, contest.version
-    catalogue = read_catalogue(version)
     console.progress(0, None, "load the models")
     packages = {who: local_package(step.model_name, v.version) for who, v in _both(contest).items()}
-    planners: dict[str, Planner] = {who: load_package(path) for who, path in packages.items()}
     lineages = {who: _lineage(path, step.split) for who, path in packages.items()}
-    sample = list(sample_examples(iter_examples(version, split=step.split), step.sample_size, seed=step.seed))
+    opening = partial(open_contest, packages["candidate"], packages["baseline"], version, step)
     folder = config.folder / "replay" / (run.fingerprint or run.run_id)
+    identity = {
+        "candidate": contest.candidate.package_sha256,
+        "baseline": contest.baseline.package_sha256,
+        "dataset": version.digest,
+    }
+    ahead = plan_ahead(Job(opening, folder, step.split, identity, step.batch_size, step.resume), step, console)
+    opened = opening()
+    catalogue, sample = opened.catalogue, list(opened.examples)
     replayed = replay(
-        planners["candidate"],
-        planners["baseline"],
+        opened.candidate,
+        opened.baseline,
         sample,
         catalogue=catalogue,
         folder=folder,
         split=step.split,
-        identity={
-            "candidate": contest.candidate.package_sha256,
-            "baseline": contest.baseline.package_sha256,
-            "dataset": version.digest,
-        },
+        identity=identity,
         lineage=lineages["candidate"],
         baseline_lineage=lineages["baseline"],
         allow_trained_rows=step.asks_for_training_rows,
         max_catalogue_difference=step.max_catalogue_difference,
         batch_size=step.batch_size,
-        resume=step.resume,
+        resume=step.resume or ahead,
         total=len(sample),
         progress=console.progress,
     )
