@@ -1,4 +1,4 @@
-"""Nested Arrow arrays from flat Python lists: plans, pantries, edits. No dict per value, so wide rows stay cheap."""
+"""Nested Arrow arrays from flat Python lists: plans and pantries. No dict per value, so wide rows stay cheap."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from itertools import chain
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from planner.contracts import schema
-from planner.dataset.values import EditRow, Item, Meals
+from planner.dataset.values import Item, Meals
 
 
 def plans(rows: Sequence[Meals | None]) -> pa.StructArray:
@@ -19,23 +20,15 @@ def plans(rows: Sequence[Meals | None]) -> pa.StructArray:
     return pa.StructArray.from_arrays([meals], fields=list(schema.PLAN), mask=mask)
 
 
-def edits(rows: Sequence[Sequence[EditRow]]) -> pa.ListArray:
-    """`list<edit>` per row."""
-    return _list_of(schema.EDIT, rows)
-
-
 def items(rows: Sequence[Sequence[Item]]) -> pa.ListArray:
     """`list<item>` per row."""
     return _list_of(schema.ITEM, rows)
 
 
-def pantries(snapshots: pa.ListArray, places: Sequence[int | None]) -> pa.StructArray:
-    """`struct<items>` per place: the snapshot that stands there; None is the empty pantry."""
-    distinct = pa.concat_arrays([snapshots, items([()])])
-    chosen = [len(snapshots) if place is None else place for place in places]
-    return pa.StructArray.from_arrays(
-        [distinct.take(pa.array(chosen, pa.int64()))], fields=list(schema.INPUT.field("pantry").type)
-    )
+def offsets_of(lists: pa.ListArray) -> pa.Int32Array:
+    """Where each list begins in `lists.flatten()`, and where the last one ends; no list is null."""
+    lengths = pc.cast(pc.list_value_length(lists), pa.int32())
+    return pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
 
 
 def _list_of(element: pa.StructType, rows: Sequence[Sequence[tuple[Any, ...]]]) -> pa.ListArray:

@@ -18,6 +18,7 @@ import pyarrow.json as pajson
 from planner.contracts import schema
 from planner.contracts.plan import DAY_INDEX, WEEKDAYS
 from planner.dataset import arrays, values
+from planner.dataset.joins import EDIT_KINDS
 from planner.dataset.values import Notes
 
 _TEXT = r'"[^"\\]*"'
@@ -59,6 +60,42 @@ def item_column(texts: pa.StringArray, notes: Notes) -> pa.ListArray:
         return arrays.items([values.pantry_items(text, notes) for text in chosen])
 
     return _by_form(texts, _USUAL_ITEMS, usual, other)
+
+
+def edit_column(
+    events: pa.StringArray,
+    day: pa.StringArray,
+    before: pa.StringArray,
+    after: pa.StringArray,
+    recipe_id: pa.StringArray,
+    servings: pa.StringArray,
+    notes: Notes,
+) -> pa.StructArray:
+    """Edits of the contract from the events' members; what an edit must have and lacks is null and counted.
+
+    Args:
+        events: their types.
+        day: the member where it is a text, else null; so are `before` (from), `after` (to) and `recipe_id`.
+        servings: the member as jsonb prints it.
+        notes: where a member that is absent or malformed is counted.
+    """
+    whole = pc.match_substring_regex(servings, r"^-?\d{1,9}$")
+    numbers = pc.if_else(whole, servings, None).cast(pa.int32())
+    odd = pc.and_(pc.invert(pc.fill_null(whole, True)), servings.is_valid())
+    if pc.any(odd).as_py():
+        read = [values.edit_servings(text) for text in servings.filter(odd).to_pylist()]
+        numbers = pc.replace_with_mask(numbers, odd, pa.array(read, pa.int32()))
+    given = {"day": day, "from": before, "to": after, "recipe_id": recipe_id, "servings": numbers}
+    types = pa.array(list(EDIT_KINDS), pa.string())
+    kinds = pa.array(list(EDIT_KINDS.values()), pa.string()).take(pc.index_in(events, types))
+    members = [kinds]
+    for name in ("day", "from", "to", "recipe_id", "servings"):
+        has = pc.is_in(kinds, pa.array([kind for kind, names in values.EDIT_MEMBERS.items() if name in names]))
+        members.append(pc.if_else(has, given[name], None))
+        missing = pc.sum(pc.and_(has, given[name].is_null())).as_py()
+        if missing:
+            notes["edit values that are missing or malformed (null)"] += missing
+    return pa.StructArray.from_arrays(members, fields=list(schema.EDIT))
 
 
 def column_of(column: pa.ChunkedArray) -> pa.Array:

@@ -22,9 +22,7 @@ _FETCH_ROWS = 512
 _LARGE_BYTES = 32_768
 
 
-def fetch_columns(
-    connection: Connection, columns: Sequence[str], source: str, wide: str, ids: Collection[str | int]
-) -> pa.Table:
+def fetch_columns(connection: Connection, columns: Sequence[str], source: str, wide: str, ids: pa.Array) -> pa.Table:
     """Read text columns for ids; each distinct id once, in no order of its own.
 
     Args:
@@ -32,18 +30,19 @@ def fetch_columns(
         columns: SQL expressions of texts; the first is the id.
         source: `FROM …` of the table, whose id column is `id`.
         wide: the jsonb column that may be huge; such rows come through a cursor.
-        ids: UUIDs as texts, or whole numbers.
+        ids: UUIDs as texts, or whole numbers; nulls are passed over.
 
     Raises:
         DatabaseError: the server refused or went away.
     """
     names = [f"c{index}" for index in range(len(columns))]
     kind = pa.schema([(name, pa.string()) for name in names])
-    distinct = sorted(set(ids))
-    if not distinct:
+    distinct = ids.unique().drop_null()
+    if not len(distinct):
         return kind.empty_table()
-    array = "bigint[]" if isinstance(distinct[0], int) else "uuid[]"
-    select = f"SELECT {', '.join(columns)} {source} WHERE id = ANY('{{{','.join(map(str, distinct))}}}'::{array})"
+    array = "bigint[]" if pa.types.is_integer(ids.type) else "uuid[]"
+    listed = ",".join(distinct.cast(pa.string()).to_pylist())
+    select = f"SELECT {', '.join(columns)} {source} WHERE id = ANY('{{{listed}}}'::{array})"
     content = io.BytesIO()
     try:
         with connection.cursor() as cursor:

@@ -5,92 +5,109 @@ In: the database's snapshot and keys of plans (`keys.py`). Out: Arrow structs, n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg2.extensions import connection as Connection
 
-from planner.contracts import schema
 from planner.dataset.columns import column_of, plan_column
 from planner.dataset.fetch import fetch_columns
 
-Key = dict[str, Any]
 _PREVIOUS = ("id::text", "(payload->'plan')::text")
 
 
 @dataclass(frozen=True)
 class Events:
-    """Events of a batch: `members` by id are further columns as texts, `places` where the plan of an id stands."""
+    """Distinct events of a batch: ids, plans (null where one breaks the contract) and further columns as texts."""
 
-    members: Mapping[str, tuple[Any, ...]]
-    places: Mapping[str, int]
+    ids: pa.StringArray
     plans: pa.StructArray
+    members: tuple[pa.StringArray, ...]
 
-    @classmethod
-    def empty(cls) -> Events:
-        """None yet."""
-        return cls({}, {}, pa.array([], schema.PLAN))
+    def at(self, ids: pa.StringArray) -> Events:
+        """The events of the ids, in their order; all null for null."""
+        places = pc.index_in(ids, self.ids)
+        return Events(ids, self.plans.take(places), tuple(member.take(places) for member in self.members))
 
-    def is_valid(self, id_: str) -> bool:
-        """Whether the event's plan meets the contract."""
-        return id_ in self.places and self.plans[self.places[id_]].is_valid
+    def filter(self, mask: pa.BooleanArray) -> Events:
+        """The events where the mask is true."""
+        return Events(
+            self.ids.filter(mask), self.plans.filter(mask), tuple(member.filter(mask) for member in self.members)
+        )
 
-    def take(self, ids: Sequence[str | None]) -> pa.StructArray:
-        """The plans of the ids; null for None."""
-        return self.plans.take(pa.array([None if id_ is None else self.places[id_] for id_ in ids], pa.int64()))
 
-    def joined(self, other: Events) -> Events:
-        """Both."""
-        places = {**self.places, **{id_: place + len(self.plans) for id_, place in other.places.items()}}
-        return Events({**self.members, **other.members}, places, pa.concat_arrays([self.plans, other.plans]))
+@dataclass(frozen=True)
+class Previous:
+    """The previous plan of each row, how many are not older than plan time (must be none), and of which rows the keys
+    alone did not name it.
+    """
+
+    plans: pa.StructArray
+    late: int
+    other: pa.BooleanArray
 
 
 def fetch_events(
-    connection: Connection, columns: Sequence[str], ids: Collection[str], known: pa.StringArray | None = None
+    connection: Connection, columns: Sequence[str], ids: pa.StringArray, known: pa.StringArray | None = None
 ) -> Events:
     """Events by id: the plan, and the further columns as texts."""
     table = fetch_columns(connection, columns, "FROM exp.events", "payload", ids)
-    rows = list(zip(*(column.to_pylist() for column in (table.column(0), *table.columns[2:])), strict=True))
-    places = {row[0]: place for place, row in enumerate(rows)}
-    return Events({row[0]: row[1:] for row in rows}, places, plan_column(column_of(table.column(1)), known))
+    first, texts, *members = (column_of(column) for column in table.columns)
+    return Events(first, plan_column(texts, known), tuple(members))
 
 
-def previous_plans(
-    connection: Connection, keys: duckdb.DuckDBPyConnection, kept: Sequence[Key]
-) -> tuple[pa.StructArray, int, set[int]]:
-    """The previous plan of each kept plan, how many of them are not older than plan time (must be none), and the
-    ordinals of those for which the keys did not name it.
+def previous_plans(connection: Connection, keys: duckdb.DuckDBPyConnection, kept: pa.Table) -> Previous:
+    """The latest acceptance before plan time that is of another plan and meets the contract, for each kept plan."""
+    columns = {name: column_of(kept.column(name)) for name in ("p", "t", "previous_p", "previous_us", "previous_rn")}
+    ids = column_of(kept.column("previous_id"))
+    ids = pc.if_else(pc.fill_null(pc.not_equal(columns["p"], columns["previous_p"]), False), ids, None)
+    named = fetch_events(connection, _PREVIOUS, ids).at(ids).plans
+    late = pc.and_(named.is_valid(), pc.fill_null(pc.greater_equal(columns["previous_us"], columns["t"]), False))
+    missing = pc.and_(named.is_null(), columns["previous_rn"].is_valid())
+    num_late = pc.sum(late).as_py() or 0
+    if pc.any(missing).as_py():
+        plans, num_more = _from_further_back(connection, keys, kept.filter(missing))
+        places = pc.if_else(missing, pc.add(pc.cumulative_sum(missing.cast(pa.int64())), len(named) - 1),
+                            pa.array(range(len(named)), pa.int64()))  # fmt: skip
+        named, num_late = pa.concat_arrays([named, plans]).take(places), num_late + num_more
+    return Previous(named, num_late, missing)
 
-    Steps back from the latest acceptance before plan time until one of another plan meets the contract.
 
-    The first step came with the keys; the others look twice as far back each round, so that a household with a long
-    row of broken plans costs a few rounds and not one query per plan.
+def _from_further_back(
+    connection: Connection, keys: duckdb.DuckDBPyConnection, rows: pa.Table
+) -> tuple[pa.StructArray, int]:
+    """Step back from the acceptance that the keys named until one of another plan meets the contract.
+
+    Each round looks twice as far back, so that a household with a long row of broken plans costs a few rounds and not
+    one query per plan.
     """
+    names = ("ordinal", "h", "p", "t", "previous_rn")
+    open_plans = {row["ordinal"]: row for row in rows.select(names).to_pylist()}
+    missing = [(number, row["h"], row["previous_rn"]) for number, row in open_plans.items()]
     found: dict[int, tuple[str, int]] = {}
-    checked = Events.empty()
-    open_plans = {plan["ordinal"]: plan for plan in kept if plan["previous_rn"] is not None}
-    steps: list[tuple[int, str, str, int, int]] = [
-        (number, plan["previous_id"], plan["previous_p"], plan["previous_us"], plan["previous_rn"])
-        for number, plan in open_plans.items()
-    ]
+    checked = fetch_events(connection, _PREVIOUS, pa.array([], pa.string()))
     reach = 1
-    while steps:
-        wanted = {id_ for number, id_, p, *_ in steps if p != open_plans[number]["p"] and id_ not in checked.places}
-        checked = checked.joined(fetch_events(connection, _PREVIOUS, wanted))
+    while steps := _step_back(keys, missing, reach):
+        wanted = pa.array([id_ for number, id_, p, *_ in steps if p != open_plans[number]["p"]], pa.string())
+        more = fetch_events(connection, _PREVIOUS, wanted)
+        checked = Events(
+            pa.concat_arrays([checked.ids, more.ids]), pa.concat_arrays([checked.plans, more.plans]), checked.members
+        )
+        valid = set(more.ids.filter(more.plans.is_valid()).to_pylist())
         lowest: dict[int, int] = {}
         for number, id_, p, us, rn in steps:
             lowest[number] = min(rn, lowest.get(number, rn))
-            if number not in found and p != open_plans[number]["p"] and checked.is_valid(id_):
+            if number not in found and p != open_plans[number]["p"] and id_ in valid:
                 found[number] = (id_, us)
         missing = [(number, open_plans[number]["h"], rn) for number, rn in lowest.items() if number not in found]
-        steps, reach = _step_back(keys, missing, reach), reach * 2
+        reach *= 2
     late = sum(us >= open_plans[number]["t"] for number, (_, us) in found.items())
-    chosen = [found[plan["ordinal"]][0] if plan["ordinal"] in found else None for plan in kept]
-    other = {plan["ordinal"] for plan, id_ in zip(kept, chosen, strict=True) if id_ != plan["previous_id"]}
-    return checked.take(chosen), late, other
+    chosen = [found[number][0] if number in found else None for number in open_plans]
+    return checked.at(pa.array(chosen, pa.string())).plans, late
 
 
 def _step_back(
@@ -98,7 +115,7 @@ def _step_back(
 ) -> list[tuple[int, str, str, int, int]]:
     if not missing:
         return []
-    todo = pa.table(list(map(pa.array, zip(*missing, strict=True))), names=["ordinal", "h", "rn"])
+    todo: Any = pa.table(list(map(pa.array, zip(*missing, strict=True))), names=["ordinal", "h", "rn"])
     keys.register("todo", todo)
     rows: list[tuple[int, str, str, int, int]] = keys.execute(
         "SELECT todo.ordinal, a.id::VARCHAR, a.p, a.us, a.rn FROM todo JOIN acceptances a ON a.h = todo.h "

@@ -45,11 +45,11 @@ def run_on_spark(tasks: Sequence[ShardTask], folder: Path, master: str) -> list[
         ) from None
     paths = [os.fspath(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     builder = SparkSession.builder.master(master).appName("planner build_dataset")
-    for name, value in {
-        "spark.pyspark.python": sys.executable if master.startswith("local") else "python3",
-        "spark.executorEnv.PYTHONPATH": os.pathsep.join(paths),
-        "spark.ui.enabled": "false",
-    }.items():
+    options = {"spark.executorEnv.PYTHONPATH": os.pathsep.join(paths), "spark.ui.enabled": "false"}
+    if master.startswith("local"):
+        options |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # a setting of the session does not reach local workers
+    for name, value in options.items():
         builder = builder.config(name, value)
     with ExitStack() as stack:
         try:

@@ -16,7 +16,6 @@ from typing import Any
 from planner.contracts.plan import MAX_INT32, plan_problem
 
 Meals = tuple[tuple[str, str, int], ...]
-EditRow = tuple[str, str | None, str | None, str | None, str | None, int | None]
 Item = tuple[str, float | None, str | None]
 Notes = Counter[str]
 
@@ -57,23 +56,12 @@ def plan_meals(text: str | None, known_recipes: Collection[str] | None = None) -
     return tuple((meal["day"], meal["recipe_id"], meal["servings"]) for meal in meals)
 
 
-def edit_row(kind: str, text: str | None, notes: Notes) -> EditRow:
-    """One edit: `(type, day, from, to, recipe_id, servings)`; a member that is absent or no such value is None."""
-    payload = decode(text)
-    members: dict[str, Any] = {}
-    for name in EDIT_MEMBERS[kind]:
-        value = payload.get(name) if isinstance(payload, dict) else None
-        members[name] = _edit_servings(value) if name == "servings" else value if isinstance(value, str) else None
-        if members[name] is None:
-            notes["edit values that are missing or malformed (null)"] += 1
-    return (
-        kind,
-        members.get("day"),
-        members.get("from"),
-        members.get("to"),
-        members.get("recipe_id"),
-        members.get("servings"),
-    )
+def edit_servings(text: str | None) -> int | None:
+    """The servings of an edit: a whole number that an int32 can hold, or None."""
+    value = _whole(decode(text))
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_INT32:
+        return None
+    return value
 
 
 def pantry_items(text: str | None, notes: Notes) -> tuple[Item, ...]:
@@ -166,13 +154,6 @@ def _quantity(value: Any) -> float | None:
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _edit_servings(value: Any) -> int | None:
-    value = _whole(value)
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_INT32:
-        return None
-    return value
 
 
 def _integer(digits: str) -> int | float:

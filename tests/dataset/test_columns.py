@@ -99,7 +99,7 @@ def test_texts_with_separators_and_line_breaks_survive_the_copy(database_url: st
             ("id::text", "unit_id::text", "payload->>'plan_id'", "context::text"),
             "FROM exp.events",
             "payload",
-            list(wanted),
+            pa.array(wanted, pa.string()),
         )
     rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
     assert {row[0]: row[1:] for row in rows} == wanted
