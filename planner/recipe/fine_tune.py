@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlflow
+from mlflow.tracking import MlflowClient
 
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import TrainingError
 from planner.contracts.example import DatasetVersion
 from planner.dataset.read import iter_examples, read_catalogue
 from planner.decoding.base import BaseFiles, load_base, load_tokenizer, resolve_base
-from planner.decoding.targets import CatalogueTokens
 from planner.decoding.package import DecodingOptions, Lineage, LoraParts, write_package
+from planner.decoding.targets import CatalogueTokens
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console
 from planner.recipe.lineage import dataset_of, log_dataset_input
 from planner.recipe.registry import RegisteredVersion, register_package
+from planner.recipe.resumption import epochs_logged
+from planner.recipe.s3_store import S3Store
 from planner.recipe.tracking import StepRun
 from planner.training.config import TrainConfig
 from planner.training.loop import train
 from planner.training.plot import plot_losses
+from planner.training.quantized import load_quantized
+from planner.training.remote import Store
 from planner.training.report import EpochMetrics, TrainingReport
 from planner.training.text import text_rows
 
@@ -34,6 +40,8 @@ _UNIT = {"catalogue": "decision among the catalogue's tokens", "text": "target t
 
 def fine_tune(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     """Train, package, register, verify, and note the version in `run.outputs`.
+
+    Under `accelerate launch` this is the first process's part; the others `follow`.
 
     Raises:
         PlannerError: the dataset, the base model or the training is not as it must be; nothing is registered.
@@ -45,8 +53,9 @@ def fine_tune(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     catalogue = read_catalogue(version)
     console.progress(0, None, f"base model {step.model_base}")
     base = resolve_base(step.model_base)
-    _log_params(step, version, base)
+    _log_params(run, step, version, base)
     report = _train(config, run, console, base, catalogue, version)
+    _log_training(run, report)
     registered = _register(run, step, version, catalogue, base, report)
     run.outputs.update(
         dataset=version.uri,
@@ -60,6 +69,7 @@ def fine_tune(config: ResolvedConfig, run: StepRun, console: Console) -> None:
         best_epoch=report.best_epoch,
         resumed_from_step=report.resumed_from_step,
         lines=[
+            str(report.memory),
             *_resumed(report),
             *_unlisted(report),
             f"Registered {registered.name} version {registered.version}; read back and verified.",
@@ -67,15 +77,24 @@ def fine_tune(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     )
 
 
+def follow(config: ResolvedConfig) -> None:
+    """The part of every process of `accelerate launch` but the first: its share of each step's rows, nothing else."""
+    step = config.recipe.train
+    version = dataset_of(config, step.dataset)
+    _train(config, None, None, resolve_base(step.model_base), read_catalogue(version), version)
+
+
 def _train(
     config: ResolvedConfig,
-    run: StepRun,
-    console: Console,
+    run: StepRun | None,
+    console: Console | None,
     base: BaseFiles,
     catalogue: Catalogue,
     version: DatasetVersion,
 ) -> TrainingReport:
-    step, loaded = config.recipe.train, load_base(base)
+    step = config.recipe.train
+    folder, store = _checkpoints(config)
+    model, tokenizer = _load(step, base)
     texts = [
         text_rows(iter_examples(version, split=split), catalogue, most=most, seed=step.seed)
         for split, most in (("train", step.max_examples), ("validation", step.max_validation_examples))
@@ -85,11 +104,16 @@ def _train(
             f"Dataset version {version.name} has no rows in the split train. Build one over a longer window.",
             dataset=version.uri,
         )
+    tokens = CatalogueTokens(catalogue, tokenizer)  # whatever the loss: it finds titles that do not read back
+    logged = epochs_logged(run) if run is not None else set()
 
     def on_step(done: int, total: int, loss: float, tokens_per_second: float) -> None:
-        console.progress(done, total, f"train  loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+        if console is not None:
+            console.progress(done, total, f"train  loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
 
     def on_epoch(metrics: EpochMetrics) -> None:
+        if run is None or metrics.epoch in logged:
+            return
         figures = {
             "train_loss": metrics.train_loss,
             "val_loss": metrics.validation_loss,
@@ -98,22 +122,54 @@ def _train(
         }
         run.log_metrics({k: v for k, v in figures.items() if v is not None}, step=metrics.epoch)
 
-    report = train(
-        loaded.model,
-        loaded.tokenizer,
+    return train(
+        model,
+        tokenizer,
         texts[0],
         texts[1],
         step,
-        config.folder / "training",
+        folder,
         base_sha256=base.sha256,
-        legal_tokens=CatalogueTokens(catalogue, loaded.tokenizer) if step.loss == "catalogue" else None,
+        legal_tokens=tokens if step.loss == "catalogue" else None,
+        store=store,
         report_epoch=on_epoch,
         report_step=on_step,
+        report_memory=lambda plan: console.say(str(plan)) if console is not None else None,
     )
+
+
+def _load(step: TrainConfig, base: BaseFiles) -> tuple[Any, Any]:
+    if step.quantize_base:
+        return load_quantized(base.folder), load_tokenizer(base.folder, base.name)
+    loaded = load_base(base)
+    return loaded.model, loaded.tokenizer
+
+
+def _checkpoints(config: ResolvedConfig) -> tuple[Path, Store | None]:
+    """The folder of the runs, and the store of their copies, found to work before anything relies on it."""
+    wanted, folder = config.recipe.train.checkpoints, config.folder / "training"
+    if wanted is None:
+        return folder, None
+    if not wanted.startswith("s3://"):
+        return Path(wanted).expanduser().resolve(), None
+    store = S3Store(wanted)
+    store.probe()
+    return folder, store
+
+
+def _log_training(run: StepRun, report: TrainingReport) -> None:
+    """Curves, the worst validation rows, and how the memory was used."""
     mlflow.log_artifact(str(plot_losses(report.epochs, report.adapter_folder.parent / "loss.png")), "plots")
     worst = {"event_id": [row.event_id for row in report.worst_rows], "loss": [row.loss for row in report.worst_rows]}
     mlflow.log_table(worst, "worst_validation_rows.json")
-    return report
+    mlflow.log_text(f"{report.memory}\n", "memory.txt")
+    run.log_metrics(
+        {
+            "micro_batch_tokens": report.memory.micro_batch_tokens,
+            "memory_halvings": report.num_halvings,
+            "processes": report.num_processes,
+        }
+    )
 
 
 def _register(
@@ -178,16 +234,16 @@ def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, rep
     )
 
 
-def _log_params(step: TrainConfig, version: DatasetVersion, base: BaseFiles) -> None:
-    mlflow.log_params(
-        {
-            "dataset_version": version.name,
-            "dataset_digest": version.digest,
-            "learning_rate": step.lr,
-            "fine_tuning_method": "lora",
-            "base_sha256": base.sha256,
-        }
-    )
+def _log_params(run: StepRun, step: TrainConfig, version: DatasetVersion, base: BaseFiles) -> None:
+    known = MlflowClient().get_run(run.run_id).data.params  # of a killed start: a param is never written again
+    params = {
+        "dataset_version": version.name,
+        "dataset_digest": version.digest,
+        "learning_rate": step.lr,
+        "fine_tuning_method": "lora",
+        "base_sha256": base.sha256,
+    }
+    mlflow.log_params({name: value for name, value in params.items() if name not in known})
 
 
 def _dataset_tags(version: DatasetVersion) -> dict[str, object]:

@@ -10,6 +10,7 @@ import os
 
 import psutil
 
+LAUNCHER = "accelerate.commands.launch"  # stands between a training's processes and what started them
 _SHELLS = frozenset({"bash", "sh", "dash", "zsh", "cmd.exe"})
 _remembered: list[psutil.Process] = []
 
@@ -20,7 +21,7 @@ def remember_parents() -> None:
         return
     for parent in psutil.Process().parents():
         _remembered.append(parent)
-        if process_name(parent) not in _SHELLS:
+        if process_name(parent) not in _SHELLS and LAUNCHER not in _command(parent):
             return
 
 

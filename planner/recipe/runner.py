@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
+from planner.recipe import train
 from planner.recipe.config import ResolvedConfig, load_config
 from planner.recipe.console import Console, StepResult, print_results
 from planner.recipe.environment import database_url, use_tracking_store
@@ -54,6 +55,8 @@ def run_single(step: str, profile: str, overrides: Mapping[str, Any]) -> Mapping
         PlannerError: bad input; nothing half-written is left.
     """
     config = load_config(profile, overrides)
+    if step == "train" and train.share(config):
+        return {}
     use_tracking_store(config)
     module, console, started = step_module(step), Console(), time.monotonic()
     with contextlib.ExitStack() as stack:

@@ -5,6 +5,8 @@ In: a dataset version. Out: a version of the registered model, read back and che
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console, StepResult
 from planner.recipe.fingerprint import step_fingerprint
 from planner.recipe.lineage import dataset_of, dataset_tags
+from planner.recipe.parents import LAUNCHER
 from planner.recipe.registry import read_back
+from planner.recipe.resumption import same_run
 from planner.recipe.tracking import StepRun
 
 NEEDS_DATABASE = False
+# One machine; accelerate calls it multi_gpu, on CPUs as well. Any free port.
+_LAUNCH = "--multi_gpu --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no".split()
 
 
 def fingerprint(config: ResolvedConfig) -> str:
@@ -28,11 +34,30 @@ def fingerprint(config: ResolvedConfig) -> str:
 
 
 def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
-    """Train, package, register, verify."""
+    """Train, package, register, verify; in the run of a killed start of the same training, where there is one."""
     # Loads torch and transformers: seconds that a reused step does not have to wait for.
     from planner.recipe.fine_tune import fine_tune
 
-    fine_tune(config, run, console)
+    with same_run(config, run, tags_of) as taken:
+        fine_tune(config, taken, console)
+
+
+def share(config: ResolvedConfig) -> bool:
+    """Go on as several processes where the options ask for them; True in one that only follows, once it is done.
+
+    The first process is the one that works on with its MLflow run.
+    """
+    number = config.recipe.train.num_processes
+    if number > 1 and "WORLD_SIZE" not in os.environ:
+        command = [sys.executable, "-m", LAUNCHER, *_LAUNCH, "--num_processes", str(number), "-m", "steps.train"]
+        os.environ["ACCELERATE_USE_CPU"] = str(not _has_gpu()).lower()
+        os.execv(sys.executable, [*command, *sys.argv[1:]])
+    if os.environ.get("RANK", "0") == "0":
+        return False
+    from planner.recipe.fine_tune import follow
+
+    follow(config)
+    return True
 
 
 def is_whole(config: ResolvedConfig, outputs: Mapping[str, Any]) -> bool:
@@ -65,6 +90,12 @@ def next_command(outputs: Mapping[str, Any]) -> str | None:
         f"mlflow run . -e evaluate -P model_name={outputs['model_name']} -P model_version={outputs['model_version']} "
         f"-P dataset={outputs['dataset']}"
     )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _base_identity(name: str) -> object:

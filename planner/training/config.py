@@ -98,6 +98,9 @@ class TrainConfig(BaseModel):
     """Optimizer steps between two checkpoints; each epoch ends with one as well."""
     seed: Whole = Field(0, ge=0, lt=2**63)
     """Decides the adapter's first weights, the rows chosen, their order and the dropout."""
+    num_processes: Whole = Field(1, ge=1)
+    """Processes that share each step's rows, started by `accelerate launch`: one a GPU. The result is the same but for
+    rounding."""
     num_threads: Whole | None = Field(None, ge=1)
     """CPU threads while training; null leaves what PyTorch has chosen."""
     embed_base: StrictBool = False
