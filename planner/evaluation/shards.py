@@ -113,15 +113,15 @@ def plan_on_spark(spark: Any, job: Job, num_workers: int) -> int:
     Raises:
         ReplayError: a task failed; its last line is in the message.
     """
-    from py4j.protocol import Py4JJavaError
+    from pyspark.errors import PySparkException
 
     shards = spark.sparkContext.parallelize(range(num_workers), num_workers)
     try:
         planned: list[int] = shards.map(lambda shard: plan_shard(job, shard, num_workers)).collect()
-    except Py4JJavaError as error:
-        lines = [line for line in str(error.java_exception).splitlines() if line.strip()]
-        said = next((line for line in lines if "planner.contracts.errors" in line), lines[0] if lines else "")
-        raise ReplayError(f"A task of the replay on Spark failed: {said.strip()[:300]}") from None
+    except PySparkException as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = next((line for line in lines if line.startswith("planner.")), lines[-1] if lines else "")
+        raise ReplayError(f"A task of the replay on Spark failed: {said[:300]}") from None
     return sum(planned)
 
 
