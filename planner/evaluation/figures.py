@@ -141,8 +141,8 @@ def _case(row: Mapping[str, Any], catalogue: Catalogue) -> Case:
     predicted, accepted = Plan.from_valid(row["predicted_plan"]), Plan.from_valid(row["accepted_plan"])
     return Case(
         request=tuple(_request_lines(row["request"])),
-        predicted=tuple(_meal_lines(predicted, catalogue)),
-        accepted=tuple(_meal_lines(accepted, catalogue)),
+        predicted=tuple(_meal_lines(predicted, catalogue, accepted)),
+        accepted=tuple(_meal_lines(accepted, catalogue, predicted)),
         edits=tuple(_edit_lines(predicted, accepted, catalogue)),
         violations=tuple(row["violations"]),
         reason=row["reason"],
@@ -153,7 +153,9 @@ def _case(row: Mapping[str, Any], catalogue: Catalogue) -> Case:
 
 def _request_lines(request: Mapping[str, Any]) -> Iterable[str]:
     household, limits = request["household"], request["constraints"]
-    yield f"{household['size'] or 'unknown number of'} persons, {request['workflow_type']}, {request['mode']}"
+    size = household["size"]
+    who = "1 person" if size == 1 else f"{size or 'unknown number of'} persons"
+    yield f"{who}, {request['workflow_type']}, {request['mode']}"
     for name, texts in (
         ("likes", household["preferences"]),
         ("needs", household["restrictions"]),
@@ -168,9 +170,11 @@ def _request_lines(request: Mapping[str, Any]) -> Iterable[str]:
         yield f"at most {limits['max_prep_time']} minutes a dish"
 
 
-def _meal_lines(plan: Plan, catalogue: Catalogue) -> Iterable[str]:
+def _meal_lines(plan: Plan, catalogue: Catalogue, other: Plan) -> Iterable[str]:
+    """A line for each meal; a dish that stands in the other plan as well is ticked."""
     for meal in sorted(plan.meals, key=lambda meal: DAY_INDEX[meal.day]):
-        yield f"{meal.day[:3].capitalize()} {_title(meal.recipe_id, catalogue)} x{meal.servings}"
+        tick = " ✓" if meal.recipe_id in other.recipe_ids else ""
+        yield f"{meal.day[:3].capitalize()} {_title(meal.recipe_id, catalogue)} x{meal.servings}{tick}"
 
 
 def _edit_lines(predicted: Plan, accepted: Plan, catalogue: Catalogue) -> Iterable[str]:

@@ -16,12 +16,33 @@ from markupsafe import Markup
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ReplayError
 from planner.contracts.gate import SCORES, GateResult
-from planner.evaluation.figures import extreme_cases, infeasible_by_reason, overall, references, segments
-from planner.evaluation.plots import bars_of, intervals_png, intervals_svg
+from planner.evaluation.figures import (
+    REFERENCE_NAMES,
+    Reference,
+    extreme_cases,
+    infeasible_by_reason,
+    overall,
+    references,
+    segments,
+)
+from planner.evaluation.plots import Bar, bars_of, intervals_png, intervals_svg
 from planner.evaluation.replay import Replay
 from planner.evaluation.statistics import Estimate
 
 TEMPLATES = Path(__file__).resolve().parent
+
+
+SHORT_NAMES = {REFERENCE_NAMES["previous"]: "previous plan", REFERENCE_NAMES["logged"]: "logged policy"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One planner, or reference, in the table of scores."""
+
+    name: str
+    scores: Mapping[str, float]
+    num_rows: int
+    num_violating: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +106,7 @@ def render_report(
 ) -> str:
     """The report as one HTML text without scripts and without links to anything outside."""
     worst, best = extreme_cases(rows, catalogue)
-    differences = overall(rows)
+    differences, found = overall(rows), references(rows)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -93,10 +114,10 @@ def render_report(
             gate=gate,
             replay=replay,
             names=SCORES,
-            plot=Markup(intervals_svg(bars_of(differences))),  # labels are escaped where it is drawn
+            plot=Markup(intervals_svg(bars_of({_label(n): d for n, d in differences.items()}))),  # it escapes labels
+            columns=_columns(rows, gate, found),
             overall=differences,
-            references=references(rows),
-            baseline_violating=sum(1 for found in rows["baseline_violations"].to_pylist() if found),
+            references=found,
             segments=segments(rows),
             figures=_figures(rows, replay),
             infeasible=infeasible_by_reason(rows),
@@ -117,8 +138,20 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def _columns(rows: pa.Table, gate: GateResult, found: list[Reference]) -> list[_Column]:
+    """Who is compared: the two planners, and the references that stand on some row."""
+    violating = sum(1 for texts in rows["baseline_violations"].to_pylist() if texts)
+    return [
+        _Column("candidate", gate.scores, gate.num_rows, gate.violations),
+        _Column("baseline", gate.baseline_scores, gate.num_rows, violating),
+        *(_Column(SHORT_NAMES[r.name], r.scores, r.num_rows, r.num_violating) for r in found),
+    ]
+
+
 def _label(name: str) -> str:
-    return name.removesuffix("_score").removeprefix("plan_").replace("_", " ")
+    return {"constraint_respect_score": "constraints"}.get(
+        name, name.removesuffix("_score").removeprefix("plan_").replace("_", " ")
+    )
 
 
 def _score(value: float | jinja2.Undefined) -> str:
@@ -130,7 +163,8 @@ def _change(estimate: Estimate | jinja2.Undefined) -> Markup:
         return Markup("–")
     bounds = estimate.interval
     reach = "no interval" if bounds is None else f"{bounds[0]:+.4f} to {bounds[1]:+.4f}"
-    return Markup("<span>{}<small>{}</small></span>").format(f"{estimate.mean:+.4f}", reach)
+    kind = Bar.of("", estimate).kind
+    return Markup('<span><b class="{}">{}</b><small>{}</small></span>').format(kind, f"{estimate.mean:+.4f}", reach)
 
 
 def _figures(rows: pa.Table, replay: Replay) -> list[tuple[str, str]]:
@@ -141,7 +175,7 @@ def _figures(rows: pa.Table, replay: Replay) -> list[tuple[str, str]]:
         ("edits from the candidate's plan to the accepted one", _total(rows, "predicted_edits")),
         ("edits from the baseline's plan to the accepted one", _total(rows, "baseline_predicted_edits")),
         ("requests with no feasible plan", f"{num_infeasible} ({num_infeasible / len(rows):.1%})"),
-        ("rows taken from a killed replay", str(replay.num_resumed)),
+        ("rows planned by workers or an earlier, killed run", str(replay.num_resumed)),
     ]
     for name in ("plans_per_second", "tokens_per_plan", "model_calls_per_plan"):
         for prefix, who in (("", "candidate"), ("baseline_", "baseline")):

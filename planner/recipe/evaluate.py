@@ -36,7 +36,7 @@ from planner.promotion.candidate import mark_candidate
 from planner.promotion.results import fail_replay, latest_attempt, latest_evidence, record_replay, start_replay
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console, StepResult
-from planner.recipe.environment import current_database_url
+from planner.recipe.environment import current_database_url, git_state
 from planner.recipe.fingerprint import step_fingerprint
 from planner.recipe.lineage import dataset_of, dataset_tags, log_dataset_input
 from planner.recipe.registry import (
@@ -242,8 +242,9 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
     names = (step.model_name, contest.candidate.version, contest.baseline.version, version.name, version.digest)
     rows = replayed.read_rows()
     gate = decide(rows, Subject(*names, step.split), trained_on=replayed.trained_on, min_households=step.min_households)
-    lineage = {"run": run.run_id, "dataset": version.uri, "digest": version.digest, "base": _base_of(contest)}
-    report = write_report(folder, replayed, gate, catalogue, lineage=lineage, exclusions=_exclusions(version))
+    report = write_report(
+        folder, replayed, gate, catalogue, lineage=_traces(run, contest), exclusions=_exclusions(version)
+    )
     run.log_metrics({**replayed.metrics(), **gate_metrics(gate), **difference_metrics(rows)})
     for path in (replayed.rows_path, report.html, *report.plots):
         mlflow.log_artifact(str(path), "replay")
@@ -262,8 +263,19 @@ def _both(contest: _Contest) -> dict[str, RegisteredVersion]:
     return {"candidate": contest.candidate, "baseline": contest.baseline}
 
 
-def _base_of(contest: _Contest) -> str:
-    return contest.candidate.tags.get("model_base", "")
+def _traces(run: StepRun, contest: _Contest) -> dict[str, str]:
+    """What the report's reader may want to trace: run, commit, data, and both versions by the hash of their files."""
+    git = git_state()
+    found = {
+        "run": run.run_id,
+        "commit": f"{git.commit}{' with changes' if git.dirty else ''}",
+        "dataset": contest.version.uri,
+        "digest": contest.version.digest,
+    }
+    for who, version in _both(contest).items():
+        kind = " ".join(text for text in (version.tags.get("kind"), version.tags.get("model_base")) if text)
+        found[who] = f"version {version.version} ({kind or 'kind unknown'}), files {version.package_sha256}"
+    return found
 
 
 def _exclusions(version: DatasetVersion) -> dict[str, int]:

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from planner.contracts.errors import ReplayError
 from planner.contracts.gate import GateResult
@@ -73,6 +74,29 @@ def test_the_report_is_one_sound_page_that_needs_nothing_else(
     assert text.index(">INCONCLUSIVE<") < text.index("Scores against the baseline")
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in files.plots)
     assert {path.name for path in files.plots} == {"scores.png", "references.png"}
+
+
+def test_planners_and_references_stand_side_by_side_and_each_segment_under_its_column(
+    tmp_path: Path, replayed: tuple[Replay, GateResult]
+) -> None:
+    text = write_report(tmp_path, *replayed, CATALOGUE).html.read_text()
+    heads = re.search(r'<table class="scores">\s*<tr>(.*?)</tr>', text, re.S)
+    assert heads and re.findall(r"<th>(.*?)</th>", heads[1]) == [
+        "", "candidate", "baseline", "previous plan", "logged policy",
+    ]  # fmt: skip
+    assert re.findall(r"<summary>(.*?)</summary>", text) == [
+        "household size (4)", "mode (1)", "region (2)", "workflow type (2)",
+    ]  # fmt: skip
+
+
+def test_dishes_that_both_plans_have_are_ticked(tmp_path: Path) -> None:
+    examples = examples_of(4, CATALOGUE)
+    found = replay(
+        oracle(examples, CATALOGUE), popular(CATALOGUE), examples, catalogue=CATALOGUE, folder=tmp_path, split="test",
+        identity={}, lineage=Lineage("d", "train"),
+    )  # fmt: skip
+    _, best = extreme_cases(found.read_rows(), CATALOGUE)
+    assert all(line.endswith(" ✓") for line in (*best[0].predicted, *best[0].accepted)) and best[0].edits == ()
 
 
 def test_ids_stay_out_of_the_rows_side_by_side(replayed: tuple[Replay, GateResult]) -> None:
@@ -152,15 +176,22 @@ def test_a_real_browser_shows_the_page_without_sideways_scrolling(
     write_report(tmp_path, *replayed, CATALOGUE)
     # Headless windows have a least width; a frame has none. The frame writes what it measured into the outer page.
     (tmp_path / "frame.html").write_text(
-        f"<iframe id=f src=report.html style='width:{width}px;height:900px;border:0' "
-        "onload=\"let d=f.contentDocument.documentElement;document.title=d.scrollWidth+' '+d.clientWidth\"></iframe>"
+        f"<iframe id=f src=report.html style='width:{width}px;height:900px;border:0' onload=\""
+        "let d=f.contentDocument,e=d.documentElement,w=[...d.querySelectorAll('.wide')];"
+        "d.querySelectorAll('details').forEach(x=>x.open=true);"
+        "let cut=w.filter(x=>x.scrollWidth>x.clientWidth);"
+        "document.title=[e.scrollWidth,e.clientWidth,cut.length,w.length,cut.map(x=>x.scrollWidth)].join(' ')"
+        '"></iframe>'
     )
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width + 40},900"]
     shot = tmp_path / "report.png"
     url = (tmp_path / "frame.html").as_uri()
     subprocess.run([*command, f"--screenshot={shot}", url], check=True, capture_output=True, timeout=120)
-    assert shot.stat().st_size > 10_000
+    top = imread(shot)[:400, :, :3]
+    # The verdict comes first: the colour of INCONCLUSIVE stands in the upper part of the first screen.
+    assert (abs(top - [0xB7 / 255, 0x79 / 255, 0x1F / 255]).max(axis=2) < 0.01).sum() > 200
     page = subprocess.run([*command, "--dump-dom", url], check=True, capture_output=True, timeout=120, text=True).stdout
-    measured = re.search(r"<title>(\d+) (\d+)</title>", page)
+    measured = re.search(r"<title>(\d+) (\d+) (\d+) (\d+) (.*?)</title>", page)
     assert measured and int(measured[1]) <= int(measured[2]) <= width
+    assert measured[3] == "0" and int(measured[4]) > 5, measured[5]  # no table is cut off and has to be pushed sideways
