@@ -24,7 +24,22 @@ WORDS = {
 }
 ALLERGENS = ("nut", "prawn", "egg")
 TAGS = ("vegan", "quick", "family")
-PARTS = ("Soup", "Pie", "Stew", "Bake", "No.", "Hot", '"Mac"', "(mild)", "Crème", "brûlée", "🍜", "[new]", "x2", "5-bean")
+PARTS = (
+    "Soup",
+    "Pie",
+    "Stew",
+    "Bake",
+    "No.",
+    "Hot",
+    '"Mac"',
+    "(mild)",
+    "Crème",
+    "brûlée",
+    "🍜",
+    "[new]",
+    "x2",
+    "5-bean",
+)
 DEAR = 10**9
 UNKNOWN = -1
 
