@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import torch
 from mlflow.tracking import MlflowClient
 
 from planner.contracts.catalogue import Catalogue
@@ -21,6 +22,7 @@ from planner.decoding.package import DecodingOptions, Lineage, LoraParts, write_
 from planner.decoding.targets import CatalogueTokens
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console
+from planner.recipe.fingerprint import code_hash
 from planner.recipe.lineage import dataset_of, log_dataset_input
 from planner.recipe.registry import RegisteredVersion, register_package
 from planner.recipe.resumption import epochs_logged
@@ -29,10 +31,12 @@ from planner.recipe.tracking import StepRun
 from planner.training.config import TrainConfig
 from planner.training.loop import train
 from planner.training.plot import plot_losses
+from planner.training.processes import current_processes
 from planner.training.quantized import load_quantized
 from planner.training.remote import Store
 from planner.training.report import EpochMetrics, TrainingReport
 from planner.training.text import text_rows
+from planner.training.token_cache import TokenCache
 
 POLICY = "planner_policy"
 _UNIT = {"catalogue": "decision among the catalogue's tokens", "text": "target token"}
@@ -132,16 +136,28 @@ def _train(
         base_sha256=base.sha256,
         legal_tokens=tokens if step.loss == "catalogue" else None,
         store=store,
+        token_cache=TokenCache(config.folder / "tokens", _token_key(step, version, base)),
         report_epoch=on_epoch,
         report_step=on_step,
         report_memory=lambda plan: console.say(str(plan)) if console is not None else None,
     )
 
 
+def _token_key(step: TrainConfig, version: DatasetVersion, base: BaseFiles) -> str:
+    """All that the token ids of a split depend on."""
+    names = {"max_examples", "max_validation_examples", "seed", "max_tokens", "max_overlong_share", "loss"}
+    return f"{code_hash('train')} {version.digest} {base.sha256} {step.model_dump_json(include=names)}"
+
+
 def _load(step: TrainConfig, base: BaseFiles) -> tuple[Any, Any]:
+    current_processes()  # gives each process a GPU of its own
+    if step.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError(
+            "train.device is cuda, and PyTorch finds no NVIDIA GPU. Run where there is one, or set it to auto or cpu."
+        )
     if step.quantize_base:
         return load_quantized(base.folder), load_tokenizer(base.folder, base.name)
-    loaded = load_base(base)
+    loaded = load_base(base, device=step.device)
     return loaded.model, loaded.tokenizer
 
 

@@ -96,6 +96,8 @@ class TrainConfig(BaseModel):
     machine can go on; null takes `training/` in the working folder."""
     checkpoint_every: Whole = Field(25, ge=1)
     """Optimizer steps between two checkpoints; each epoch ends with one as well."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU where there is one, cuda fails without."""
     seed: Whole = Field(0, ge=0, lt=2**63)
     """Decides the adapter's first weights, the rows chosen, their order and the dropout."""
     num_processes: Whole = Field(1, ge=1)

@@ -52,6 +52,7 @@ from planner.training.remote import Store, pull, push
 from planner.training.report import EpochMetrics, TrainingReport
 from planner.training.surroundings import alone_in, process_as_it_was, run_fingerprint
 from planner.training.text import EncodedRow, EncodedRows, LegalTokens, TextRow, encode_rows
+from planner.training.token_cache import TokenCache
 
 ReportEpoch = Callable[[EpochMetrics], None]
 ReportStep = Callable[[int, int, float, float], None]
@@ -71,6 +72,7 @@ def train(
     base_sha256: str | None = None,
     legal_tokens: LegalTokens | None = None,
     store: Store | None = None,
+    token_cache: TokenCache | None = None,
     report_epoch: ReportEpoch | None = None,
     report_step: ReportStep | None = None,
     report_memory: ReportMemory | None = None,
@@ -91,6 +93,7 @@ def train(
         legal_tokens: what may stand at each place of a plan: the loss is then among those tokens alone, as the decoder
             chooses. None takes the whole vocabulary.
         store: holds copies of the checkpoints, so that another machine can go on.
+        token_cache: keeps the encoded rows for the next start; its key must name what the texts came from.
         report_epoch: called after each epoch, 0 first; a start after a kill may call it again for the last one.
         report_step: called as (optimizer steps done, in all, loss of this step, tokens per second of this epoch).
         report_memory: called before the start, and again whenever the forward passes had to shrink.
@@ -100,8 +103,8 @@ def train(
             not a number; no room in memory or for a checkpoint; another process trains in this folder, or one of this
             run's own died.
     """
-    train_rows = _encoded(tokenizer, train_texts, config, "train", legal_tokens)
-    validation_rows = _encoded(tokenizer, validation_texts, config, "validation", legal_tokens)
+    train_rows = _encoded(tokenizer, train_texts, config, "train", legal_tokens, token_cache)
+    validation_rows = _encoded(tokenizer, validation_texts, config, "validation", legal_tokens, token_cache)
     fingerprint = run_fingerprint(model, config, train_rows, validation_rows, base_sha256)
     run_folder, processes = folder / fingerprint[:16], current_processes()
     with ExitStack() as stack:
@@ -314,16 +317,24 @@ def _planned_memory(model: PreTrainedModel, config: TrainConfig, rows: Sequence[
 
 
 def _encoded(
-    tokenizer: Tokenizer, texts: Sequence[TextRow], config: TrainConfig, split: str, legal: LegalTokens | None
+    tokenizer: Tokenizer,
+    texts: Sequence[TextRow],
+    config: TrainConfig,
+    split: str,
+    legal: LegalTokens | None,
+    cache: TokenCache | None,
 ) -> EncodedRows:
-    encoded = encode_rows(
-        tokenizer,
-        texts,
-        max_tokens=config.max_tokens,
-        max_overlong_share=config.max_overlong_share,
-        split=split,
-        legal_tokens=legal,
-    )
+    def encode() -> EncodedRows:
+        return encode_rows(
+            tokenizer,
+            texts,
+            max_tokens=config.max_tokens,
+            max_overlong_share=config.max_overlong_share,
+            split=split,
+            legal_tokens=legal,
+        )
+
+    encoded = encode() if cache is None else cache.rows(split, encode)
     if split == "train" and not encoded.rows:
         raise TrainingError(
             f"There are no rows to train on: {len(texts)} in the train split, {encoded.num_overlong} of them too long. "

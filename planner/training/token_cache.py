@@ -1,0 +1,102 @@
+"""Encoded rows on disk, so that the next start on the same data, tokenizer and code encodes nothing.
+
+In: a folder, a key that names all that the ids depend on, and the function that encodes. Out: `EncodedRows`, read back
+only if their digest is the one that they were written with. Plain arrays and JSON, no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.training.text import EncodedRow, EncodedRows
+
+KEEP = 8  # files; the oldest go
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Rows under `folder`; `key` holds dataset digest, tokenizer hash, code and options."""
+
+    folder: Path
+    key: str
+
+    def rows(self, split: str, encode: Callable[[], EncodedRows]) -> EncodedRows:
+        """The rows of a split, encoded now or at an earlier start. A damaged file is encoded anew."""
+        name = hashlib.sha256(f"{split} {self.key}".encode()).hexdigest()[:32]
+        path = self.folder / f"{name}.npz"
+        found = _read(path)
+        if found is None:
+            found = encode()
+            _write(path, found)
+            self._remove_old()
+        return found
+
+    def _remove_old(self) -> None:
+        for path in sorted(self.folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)[:-KEEP]:
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, encoded: EncodedRows) -> None:
+    rows = encoded.rows
+    head = {
+        "digest": encoded.digest,
+        "num_overlong": encoded.num_overlong,
+        "num_unlisted": encoded.num_unlisted,
+        "event_ids": [row.event_id for row in rows],
+        "legal": [row.legal_ids is not None for row in rows],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    arrays: dict[str, Any] = {
+        "head": np.frombuffer(json.dumps(head).encode(), dtype=np.uint8),
+        **_packed("prompt", [row.prompt_ids for row in rows]),
+        **_packed("target", [row.target_ids for row in rows]),
+        **_packed("legal", [ids for row in rows for ids in row.legal_ids or ()]),
+    }
+    with part.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(part, path)
+
+
+def _read(path: Path) -> EncodedRows | None:
+    """The rows of a file; None where there is none or it is not what was written."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            head: dict[str, Any] = json.loads(arrays["head"].tobytes())
+            prompts, targets = _unpacked("prompt", arrays), _unpacked("target", arrays)
+            legal = iter(_unpacked("legal", arrays))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    rows = tuple(
+        EncodedRow(event_id, tuple(prompt.tolist()), tuple(target.tolist()), _next(legal, len(target), has_legal))
+        for event_id, prompt, target, has_legal in zip(head["event_ids"], prompts, targets, head["legal"], strict=True)
+    )
+    encoded = EncodedRows(rows, head["num_overlong"], head["num_unlisted"])
+    return encoded if encoded.digest == head["digest"] else None
+
+
+def _next(legal: Iterator[NDArray[np.int64]], number: int, has_legal: bool) -> tuple[NDArray[np.int64], ...] | None:
+    return tuple(next(legal) for _ in range(number)) if has_legal else None
+
+
+def _packed(name: str, lists: Sequence[Sequence[int] | NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    ids = [np.asarray(ids, dtype=np.int64) for ids in lists]
+    return {
+        f"{name}_ids": np.concatenate(ids) if ids else np.empty(0, dtype=np.int64),
+        f"{name}_lengths": np.array([len(part) for part in ids], dtype=np.int64),
+    }
+
+
+def _unpacked(name: str, arrays: Any) -> list[NDArray[np.int64]]:
+    lengths = arrays[f"{name}_lengths"]
+    return np.split(arrays[f"{name}_ids"], np.cumsum(lengths)[:-1]) if len(lengths) else []
