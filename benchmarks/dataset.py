@@ -5,8 +5,10 @@ own. Out: a line per method and round. Each method runs in a process of its own;
 postmaster and all its children. Run: `python -m benchmarks.dataset [--plans 30000] [--rounds 2] [--methods ours copy]`.
 
 `copy` reads the same columns to a counting sink (the limit of a full read); `sql` is one statement with LATERAL joins
-through a server-side cursor; `pandas` is COPY, json and merge_asof; `loop` is a query per event, extrapolated from 500.
-The last three neither check plans nor hash files, so they do less than `ours`.
+through a server-side cursor; `pandas` is COPY, json and merge_asof; `duckdb` is COPY, ASOF joins and `from_json` over
+the whole tables; `loop` is a query per event, extrapolated from 500; `feast` is the pantry alone, by the interpreter of
+`--feast`. None of these checks plans or hashes files, so they do less than `ours`. `later` builds a window of which an
+earlier version holds nine tenths, and is given that version; `sharded` is `ours` in four shards.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import contextlib
 import datetime as dt
 import io
 import json
+import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +31,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pandas as pd
 import psutil
 import pyarrow as pa
@@ -41,6 +46,7 @@ from planner.dataset.embedded import embedded_postgres
 
 START, END = dt.datetime(2025, 1, 1, tzinfo=dt.UTC), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 NUM_RECIPES, NUM_ITEMS, LOOP_ROWS = 500, 20, 500
+FEAST_PYTHON = "BENCHMARK_FEAST_PYTHON"
 EDIT_TYPES = ("meal_swapped", "servings_adjusted", "meal_removed")
 
 
@@ -50,9 +56,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--folder", type=Path, help="keeps the database between calls")
+    parser.add_argument("--feast", help="a Python that has feast[postgres] installed")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.feast:
+        os.environ[FEAST_PYTHON] = options.feast
     if options.one:
         print(json.dumps(_measured(METHODS[options.one], options.url)))
         return
@@ -65,13 +74,16 @@ def main() -> None:
         print(f"{'method':<8}{'wall s':>8}{'client CPU s':>14}{'server CPU s':>14}{'peak MB':>9}  rows")
         for _ in range(options.rounds):
             for name in options.methods:
+                if name == "feast" and FEAST_PYTHON not in os.environ:
+                    print("feast    is left out: no --feast")
+                    continue
                 _report(name, url)
 
 
 def _report(name: str, url: str) -> None:
     before = _server_seconds(url)
     command = [sys.executable, "-m", "benchmarks.dataset", "--one", name, "--url", url]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     time.sleep(0.3)  # the server's process is counted once it has ended
     scale = found["scale"]
     server = (_server_seconds(url) - before) * scale
@@ -83,15 +95,23 @@ def _report(name: str, url: str) -> None:
 
 
 def _measured(method: Callable[[str], tuple[int, float]], url: str) -> dict[str, float]:
-    began, cpu = time.monotonic(), time.process_time()
+    began, cpu = time.monotonic(), _cpu_seconds()
     rows, scale = method(url)
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
         "wall": time.monotonic() - began,
-        "cpu": time.process_time() - cpu,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "cpu": _cpu_seconds() - cpu,
+        "peak_mb": max(peaks) / 1024,
         "rows": rows,
         "scale": scale,
     }
+
+
+def _cpu_seconds() -> float:
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )
 
 
 def _server_seconds(url: str) -> float:
@@ -204,6 +224,94 @@ def _ours(url: str) -> tuple[int, float]:
     with tempfile.TemporaryDirectory() as folder:
         config = DatasetConfig(start_date=START.date(), end_date=END.date(), datasets=folder)
         return build_dataset(url, config).num_rows, 1
+
+
+def _sharded(url: str) -> tuple[int, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = DatasetConfig(start_date=START.date(), end_date=END.date(), datasets=folder, shards=4)
+        return build_dataset(url, config).num_rows, 1
+
+
+def _later(url: str) -> tuple[int, float]:
+    """Only the later build is timed: the earlier version is made once and kept beside the server's socket."""
+    kept = Path(_socket_folder(url)).parent / "earlier"
+    nine_tenths = START.date() + (END.date() - START.date()) * 9 // 10
+    with tempfile.TemporaryDirectory() as folder:
+        config = DatasetConfig(start_date=START.date(), end_date=END.date(), datasets=str(kept), reuse="early")
+        if not (kept / "planner" / "early").exists():
+            raise SystemExit("no earlier version: run `--methods earlier` first")
+        Path(folder, "planner").mkdir()
+        Path(folder, "planner", "early").symlink_to(kept / "planner" / "early")
+        config = config.model_copy(update={"datasets": folder, "date": f"later-{nine_tenths}"})
+        report = build_dataset(url, config)
+        assert report.reuse.num_rows, report.reuse.told
+        return report.num_rows, 1
+
+
+def _earlier(url: str) -> tuple[int, float]:
+    kept = Path(_socket_folder(url)).parent / "earlier"
+    shutil.rmtree(kept, ignore_errors=True)
+    with contextlib.closing(connect(url)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("CHECKPOINT")
+    nine_tenths = START.date() + (END.date() - START.date()) * 9 // 10
+    config = DatasetConfig(start_date=START.date(), end_date=nine_tenths, date="early", datasets=str(kept))
+    return build_dataset(url, config).num_rows, 1
+
+
+def _feast(url: str) -> tuple[int, float]:
+    script = Path(__file__).with_name("feast_pantry.py")
+    done = subprocess.run([os.environ[FEAST_PYTHON], str(script), url], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return int(json.loads(done.stdout.splitlines()[-1])["rows"]), 1
+
+
+def _duckdb(url: str) -> tuple[int, float]:
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect() as engine:
+        engine.execute(f"SET temp_directory = '{folder}'; SET TimeZone = 'UTC'")
+        with contextlib.closing(connect(url, read_only=True)) as connection, connection.cursor() as cursor:
+            for name, query in _COLUMNS.items():
+                with open(f"{folder}/{name}.csv", "wb") as file:
+                    cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT csv, HEADER)", file)
+                engine.execute(
+                    f"CREATE VIEW {name} AS SELECT * FROM read_csv('{folder}/{name}.csv', header = true, "
+                    "max_line_size = 10000000, types = {%s})" % _CSV_TYPES[name]
+                )
+        engine.execute(_ASOF)
+        rows = engine.execute(f"COPY joined TO '{folder}/rows.parquet' (FORMAT parquet, COMPRESSION zstd)").fetchall()
+        return int(rows[0][0]), 1
+
+
+_PLAN_JSON = '\'{"meals": [{"day": "VARCHAR", "recipe_id": "VARCHAR", "servings": "INTEGER"}]}\''
+_ITEMS_JSON = '\'[{"name": "VARCHAR", "quantity": "DOUBLE", "unit": "VARCHAR"}]\''
+_EDIT_JSON = '\'{"day": "VARCHAR", "from": "VARCHAR", "to": "VARCHAR", "servings": "INTEGER"}\''
+_CSV_TYPES = {
+    "households": "'id': 'VARCHAR', 'size': 'INTEGER'",
+    "constraints": "'household_id': 'VARCHAR', 'valid_from': 'VARCHAR', 'budget': 'DOUBLE'",
+    "pantry": "'id': 'BIGINT', 'household_id': 'VARCHAR', 'snapshot_time': 'TIMESTAMPTZ', 'items': 'VARCHAR'",
+    "events": "'id': 'UUID', 'unit_id': 'VARCHAR', 'context': 'VARCHAR', 'payload': 'VARCHAR', "
+    "'timestamp': 'TIMESTAMPTZ'",
+}
+_ASOF = f"""
+CREATE TABLE logged AS SELECT id, event_type, unit_id, context, payload, "timestamp" AS moment,
+    payload->>'plan_id' AS plan_id FROM events;
+CREATE VIEW joined AS
+SELECT a.unit_id, h.* EXCLUDE (id), from_json(s.items, {_ITEMS_JSON}) AS items, c.budget, c.max_prep_time,
+       g.context->>'workflow_type' AS workflow_type,
+       from_json(p.payload->'plan', {_PLAN_JSON}) AS previous, from_json(a.payload->'plan', {_PLAN_JSON}) AS accepted,
+       from_json(g.payload->'plan', {_PLAN_JSON}) AS generated, edits.list AS edits, a.moment, g.moment AS generated_at, a.id
+FROM (SELECT * FROM logged WHERE event_type = 'plan_accepted') a
+JOIN (SELECT * FROM logged WHERE event_type = 'plan_generated') g ON g.unit_id = a.unit_id AND g.plan_id = a.plan_id
+JOIN households h ON h.id = a.unit_id
+LEFT JOIN constraints c ON c.household_id = a.unit_id
+ASOF LEFT JOIN pantry s ON s.household_id = a.unit_id AND g.moment >= s.snapshot_time
+ASOF LEFT JOIN (SELECT * FROM logged WHERE event_type = 'plan_accepted') p ON p.unit_id = a.unit_id AND g.moment > p.moment
+LEFT JOIN (SELECT unit_id, plan_id, list(from_json(payload, {_EDIT_JSON}) ORDER BY moment) AS list FROM logged
+           WHERE event_type IN {EDIT_TYPES} GROUP BY ALL) edits
+    ON edits.unit_id = a.unit_id AND edits.plan_id = a.plan_id
+ORDER BY a.moment, a.id
+"""
 
 
 def _copy(url: str) -> tuple[int, float]:
@@ -341,6 +449,11 @@ METHODS: dict[str, Callable[[str], tuple[int, float]]] = {
     "sql": _sql,
     "loop": _loop,
     "pandas": _pandas,
+    "duckdb": _duckdb,
+    "feast": _feast,
+    "sharded": _sharded,
+    "earlier": _earlier,
+    "later": _later,
 }
 
 if __name__ == "__main__":
