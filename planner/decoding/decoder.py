@@ -32,6 +32,7 @@ from planner.decoding.guess import Guesser, Leaves
 from planner.decoding.moves import PlanMoves
 from planner.decoding.packed import PackedModel, RowCache
 from planner.decoding.result import PlanResult
+from planner.decoding.sampling import Sampler, Sampling
 from planner.decoding.search import DishSearch
 from planner.decoding.trie import build_trie
 
@@ -62,6 +63,7 @@ class _Row:
     num_calls: int = 0
     num_decisions: int = 0
     num_rejected: int = 0
+    sampler: Sampler | None = None
     search: DishSearch | None = None
     going_on: float = 1.0  # probability that the plan is as long as it is by now
 
@@ -110,8 +112,12 @@ class Decoder:
         self._prefix = self._shared_prefix()
         self._prefix_cache: RowCache | None = None
 
-    def plan(self, requests: Sequence[Request]) -> list[PlanResult]:
+    def plan(self, requests: Sequence[Request], *, sampling: Sampling | None = None) -> list[PlanResult]:
         """Plan each request; one that no plan can satisfy gets an empty plan and the reason, without a model call.
+
+        Args:
+            requests: any number of them.
+            sampling: draws plans by the model's probabilities; None is greedy.
 
         Raises:
             ContractError: a request's text is longer than the model's context.
@@ -121,7 +127,7 @@ class Decoder:
         for index, request in enumerate(requests):
             allowed = self.constraints.allowed(request)
             reason = self.constraints.infeasible_reason(allowed)
-            row = None if reason is not None else self._new_row(index, request, allowed)
+            row = None if reason is not None else self._new_row(index, request, allowed, sampling)
             if row is not None and (row.moves.plan.meals or len(row.legal)):
                 rows.append(row)
             else:
@@ -153,7 +159,7 @@ class Decoder:
         usual = default_servings(request)
         return PlanMoves(self.trie, self.catalogue, costs, allowed, usual, repeats=self._repeats)
 
-    def _new_row(self, index: int, request: Request, allowed: Allowed) -> _Row:
+    def _new_row(self, index: int, request: Request, allowed: Allowed, sampling: Sampling | None) -> _Row:
         prompt = self._encode(request)
         most = self.packed.max_positions - ROOM_FOR_PLAN
         if len(prompt) > most:
@@ -165,7 +171,7 @@ class Decoder:
         legal = moves.run_forced()
         usual, previous = default_servings(request), request.previous_plan
         guesser = Guesser(self.trie, self._leaves, self._row_of, previous, usual) if self._guess else None
-        return _Row(index, prompt, moves, legal, guesser)
+        return _Row(index, prompt, moves, legal, guesser, sampler=Sampler(sampling, request) if sampling else None)
 
     def _decode(self, rows: Sequence[_Row]) -> None:
         waiting = deque(row for row in rows if len(row.legal))
@@ -186,7 +192,11 @@ class Decoder:
         drafts, fed, branches = [], [], []
         for row in active:
             pieces = row.search.branches if row.search else []
-            draft = [] if pieces or not row.guesser else row.guesser.draft(row.moves, call_tokens, titles=self._tokens)
+            draft = (
+                []
+                if pieces or not row.guesser
+                else row.guesser.draft(row.moves, call_tokens, titles=self._by_token(row))
+            )
             drafts.append(draft)
             branches.append([len(piece) for piece in pieces])
             new = row.unfed() + [token for piece in draft for token in piece.tokens]
@@ -226,10 +236,10 @@ class Decoder:
         start, num_right = len(row.moves.tokens), 0
         written = row.moves.tokens
         while len(row.legal) and start + num_right == len(written) and row.search is None:
-            if not self._tokens and row.moves.dishes_left() > 1:
+            if not self._by_token(row) and row.moves.dishes_left() > 1:
                 self._finish_search(row, DishSearch(self.trie, row.moves, self.packed, states[num_right]))
                 continue
-            row.moves.take(self._best_token(row, states[num_right]))
+            row.moves.take(self._next_token(row, states[num_right]))
             row.legal = row.moves.run_forced()
             row.num_decisions += 1
             num_right += _common_length(guessed[num_right:], written[start + num_right :])
@@ -238,9 +248,11 @@ class Decoder:
         _cache(row).cut(row.num_fed)
         return num_right
 
-    def _best_token(self, row: _Row, state: torch.Tensor) -> int:
+    def _next_token(self, row: _Row, state: torch.Tensor) -> int:
         legal = row.legal
         scores = self.packed.scores(state, torch.from_numpy(legal).to(self.packed.device))
+        if row.sampler:
+            return int(legal[row.sampler.choose(scores.double().cpu().numpy(), row.num_decisions)])
         if not self._tokens and self.trie.end in legal:
             # Going on is likelier than ending for most lengths, one by one: taken each by itself, every plan is long.
             others = torch.from_numpy(legal != self.trie.end).to(scores.device)
@@ -249,6 +261,10 @@ class Decoder:
                 return self.trie.end
             legal, scores = legal[legal != self.trie.end], scores[others]
         return int(legal[int(scores.argmax())])
+
+    def _by_token(self, row: _Row) -> bool:
+        """Whether titles are decided token by token: drawn ones always, since that draws dishes by their chances."""
+        return self._tokens or row.sampler is not None
 
     def _started(self, row: _Row) -> _Row:
         row.cache = self.packed.new_row(len(row.prompt) + ROOM_FOR_PLAN)

@@ -24,7 +24,7 @@ from planner.contracts.plan import WEEKDAYS
 from planner.decoding.base import combined_hash, file_hashes, quiet_transformers
 from planner.decoding.files import MANIFEST, contents_of, read_json, sha256_of_file, verify_package, write_json
 from planner.decoding.lora import merge_adapter
-from planner.decoding.package import _load_base_of
+from planner.decoding.package import load_base_of
 from planner.decoding.trie import NUMBER, USUAL, CatalogueTrie, build_trie
 
 FORMAT = 1
@@ -102,7 +102,7 @@ def handles_of(catalogue: Catalogue, trie: CatalogueTrie) -> Iterator[dict[str, 
 
 def _write_parts(package: Path, folder: Path, description: Mapping[str, Any], cache: Path | None, device: str) -> int:
     catalogue = Catalogue.of(Recipe.from_dict(row) for row in read_json(package / "catalogue.json"))
-    base = _load_base_of(package, description, cache, device)
+    base = load_base_of(package, description, cache, device)
     trie = build_trie(catalogue, base.tokenizer)
     model = merge_adapter(base, package / "adapter")
     with quiet_transformers():

@@ -22,6 +22,7 @@ from planner.contracts.request import Request
 from planner.decoding.base import LoadedBase, quiet_transformers
 from planner.decoding.decoder import Decoder
 from planner.decoding.result import PlanResult
+from planner.decoding.sampling import Sampling
 
 # Of the largest logit: fp32 differs by rounding alone; bf16 rounds the merged weights once more.
 MERGE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -40,9 +41,9 @@ class LoraPlanner:
         """The dishes that may be proposed."""
         return self.decoder.catalogue
 
-    def plan(self, requests: Sequence[Request]) -> list[PlanResult]:
+    def plan(self, requests: Sequence[Request], *, sampling: Sampling | None = None) -> list[PlanResult]:
         """Plan each request; see `Decoder.plan`."""
-        return self.decoder.plan(requests)
+        return self.decoder.plan(requests, sampling=sampling)
 
 
 def merge_adapter(base: LoadedBase, adapter: Path) -> Any:

@@ -150,7 +150,7 @@ def load_package(
         return PopularPlanner.from_dict(read_json(folder / "popular.json"), catalogue)
     if description["kind"] != "lora":
         raise ModelError(f"The model in {folder} is of kind {description['kind']!r}; known are lora and popular.")
-    base = _load_base_of(folder, description, cache, device)
+    base = load_base_of(folder, description, cache, device)
     options = DecodingOptions(**description["decoding"])
     model = merge_adapter(base, folder / "adapter")
     return LoraPlanner(Decoder(model, base.tokenizer, catalogue, **asdict(options)))
@@ -192,7 +192,13 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
             path.unlink()  # merges.txt and the like repeat what tokenizer.json holds
 
 
-def _load_base_of(folder: Path, description: Mapping[str, Any], cache: Path | None, device: str) -> LoadedBase:
+def load_base_of(folder: Path, description: Mapping[str, Any], cache: Path | None, device: str) -> LoadedBase:
+    """Load the base model of a verified folder with the folder's own tokenizer; `description` is its `planner.json`.
+
+    Raises:
+        ModelError: the base or the tokenizer is not the one that the model was trained with.
+        BaseModelError: the base cannot be had.
+    """
     if combined_hash(file_hashes(folder / "tokenizer")) != description["tokenizer_sha256"]:
         raise changed_file(folder, "tokenizer", "not the tokenizer that the model was trained with")
     wanted = description["base"]

@@ -19,18 +19,26 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array, Object, Property
 
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ContractError, PlannerError
-from planner.contracts.request import parse_request
+from planner.contracts.request import Request, parse_request
+from planner.decoding.lora import LoraPlanner
 from planner.decoding.package import load_package
-from planner.decoding.result import Planner
+from planner.decoding.result import Planner, PlanResult
+from planner.decoding.sampling import Sampling
 
 LOADER_MODULE = "planner.decoding.served"
 # What loading and planning import; the recipe's own pins carry the same versions.
 REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "numpy", "pandas", "filelock", "gguf", "pip")
+# What a caller may set beside the requests, and its value where it does not: greedy, as every replay is.
+PARAMS: Mapping[str, tuple[DataType, float | int]] = {
+    "temperature": (DataType.double, 0.0),
+    "top_p": (DataType.double, 1.0),
+    "seed": (DataType.long, 0),
+}
 MEMBERS = ("household", "pantry", "constraints", "workflow_type", "mode", "previous_plan")
 
 
@@ -41,7 +49,7 @@ class ServedPlanner:
         self.planner = planner
 
     def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Plan each request.
+        """Plan each request; `params` may hold `temperature` (0 is greedy), `top_p` and `seed`.
 
         Raises:
             MlflowException: INVALID_PARAMETER_VALUE with the field, where a request breaks the contract.
@@ -53,7 +61,7 @@ class ServedPlanner:
             except ContractError as error:
                 raise MlflowException(f"Request {index}: {error}", error_code=INVALID_PARAMETER_VALUE) from error
         try:
-            results = self.planner.plan(requests)
+            results = self._plan(requests, params or {})
         except ContractError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         except PlannerError as error:
@@ -63,6 +71,18 @@ class ServedPlanner:
             rows = [row | {"reason": row["reason"] or ""} for row in rows]
         columns = {name: [row[name] for row in rows] for name in ("plan", "feasible", "reason")}
         return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+
+    def _plan(self, requests: Sequence[Request], params: Mapping[str, Any]) -> list[PlanResult]:
+        values = {name: params[name] for name in PARAMS if params.get(name) is not None}
+        if values.get("temperature", 0.0) == 0:
+            return self.planner.plan(requests)
+        if not isinstance(self.planner, LoraPlanner):
+            raise ContractError(
+                f"temperature is {values['temperature']}, but a model of kind {self.planner.kind} draws no plans. "
+                "Ask without it.",
+                field="temperature",
+            )
+        return self.planner.plan(requests, sampling=Sampling(**values))
 
 
 def _load_pyfunc(path: str) -> ServedPlanner:
@@ -122,7 +142,8 @@ def signature() -> ModelSignature:
         ColSpec(DataType.boolean, "feasible"),
         ColSpec(text, "reason", required=False),
     ]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+    params = ParamSchema([ParamSpec(name, kind, default) for name, (kind, default) in PARAMS.items()])
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
 
 def input_example(catalogue: Catalogue | None = None) -> pd.DataFrame:

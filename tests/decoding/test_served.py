@@ -182,6 +182,37 @@ def test_served_plans_are_the_planner_s_own(package, model, catalogue):
     assert served == [result.to_dict() for result in planner.plan([parse_request(r.to_dict()) for r in requests])]
 
 
+def test_temperature_draws_plans_by_seed_and_none_is_greedy(model, catalogue):
+    from tests.tiny import tiny_requests
+
+    requests = [r.to_dict() for r in tiny_requests(8, 2, catalogue=catalogue)]
+    greedy = model.predict(requests).to_dict("records")
+    drawn = [
+        model.predict(requests, params={"temperature": 1.0, "top_p": 0.9, "seed": seed}).to_dict("records")
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2] and greedy not in drawn
+    assert model.predict(requests, params={"temperature": 0.0, "seed": 7}).to_dict("records") == greedy
+    for answer in drawn[0]:
+        check_answer(answer, catalogue)
+
+
+@pytest.mark.parametrize("params", [{"temperature": -1.0}, {"temperature": 1.0, "top_p": 0.0}])
+def test_params_out_of_range_are_refused_by_name(model, example, params):
+    with pytest.raises(MlflowException, match=list(params)[-1]) as error:
+        model.predict(example, params=params)
+    assert error.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_planner_without_a_model_draws_no_plans(catalogue):
+    from planner.decoding.popular import PopularPlanner
+
+    served = ServedPlanner(PopularPlanner((), ("monday",), catalogue))
+    assert len(served.predict({"household": {"id": "a"}}, {"temperature": 0.0, "top_p": 0.5})) == 1
+    with pytest.raises(MlflowException, match="kind popular draws no plans"):
+        served.predict({"household": {"id": "a"}}, {"temperature": 0.5})
+
+
 # --- over HTTP ---
 
 
