@@ -1,7 +1,8 @@
 """Which rows make a step, and how they lie in one forward pass without padding.
 
-In: encoded rows. Out: the rows of each optimizer step, as a function of (seed, epoch, step) alone, and `Pack`s: rows
-laid end to end, each with positions that start at 0; `planner.training.attention` keeps them apart.
+In: encoded rows. Out: the rows of each optimizer step, as a function of (seed, epoch, step) alone, and `Pack`s: the
+tokens that all its rows begin with, once, and the rows' own tokens end to end; `planner.training.attention` keeps the
+rows apart.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import takewhile
 from random import Random
 
 import numpy as np
@@ -20,14 +22,16 @@ from planner.training.text import EncodedRow
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows of one forward pass, end to end. T tokens in all, N of them targets with a loss.
+    """Rows of one forward pass. T tokens in all, N of them targets with a loss.
 
-    `source_N` is where each target token is predicted from: the position of the token before it. `legal` names the K
-    token ids that stand to choice in the pack, ascending, and says by (N, K) which of them each target is chosen
-    among; without it, a target is one of the whole vocabulary.
+    First come `num_shared` tokens that all rows begin with, then each row's own, `lengths` of them. `source_N` is where
+    each target token is predicted from: the position of the token before it. `legal` names the K token ids that stand
+    to choice in the pack, ascending, and says by (N, K) which of them each target is chosen among; without it, a target
+    is one of the whole vocabulary.
     """
 
     rows: tuple[EncodedRow, ...]
+    num_shared: int
     lengths: tuple[int, ...]
     ids_1T: torch.Tensor
     positions_1T: torch.Tensor
@@ -54,7 +58,10 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
 
 
 def pack_rows(rows: Sequence[EncodedRow], *, most_tokens: int, device: torch.device | str = "cpu") -> list[Pack]:
-    """Lay rows end to end, in the order given, into as few packs of at most `most_tokens` as that order allows."""
+    """Lay rows end to end, in the order given, into as few packs of at most `most_tokens` as that order allows.
+
+    What a pack's rows share is counted once for each of them here, so a pack may hold fewer tokens.
+    """
     groups: list[list[EncodedRow]] = []
     room = 0
     for row in rows:
@@ -73,29 +80,40 @@ def num_target_tokens(rows: Sequence[EncodedRow]) -> int:
 
 
 def _pack(rows: Sequence[EncodedRow], device: torch.device | str) -> Pack:
-    ids: list[int] = []
-    positions: list[int] = []
+    num_shared = _num_shared(rows)
+    ids: list[int] = list(rows[0].prompt_ids[:num_shared])
+    positions: list[int] = list(range(num_shared))
     source: list[int] = []
     labels: list[int] = []
     for row in rows:
-        start = len(ids) + len(row.prompt_ids) - 1
+        start = len(ids) + len(row.prompt_ids) - num_shared - 1
         source.extend(start + index for index in row.scored)
         labels.extend(row.target_ids[index] for index in row.scored)
-        ids.extend(row.prompt_ids + row.target_ids)
-        positions.extend(range(row.num_tokens))
+        ids.extend(row.prompt_ids[num_shared:] + row.target_ids)
+        positions.extend(range(num_shared, row.num_tokens))
 
     def tensor(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
     return Pack(
         rows=tuple(rows),
-        lengths=tuple(row.num_tokens for row in rows),
+        num_shared=num_shared,
+        lengths=tuple(row.num_tokens - num_shared for row in rows),
         ids_1T=tensor(ids)[None],
         positions_1T=tensor(positions)[None],
         source_N=tensor(source),
         labels_N=tensor(labels),
         legal=_legal(rows, device),
     )
+
+
+def _num_shared(rows: Sequence[EncodedRow]) -> int:
+    """How many tokens all prompts begin with; a row keeps one of its own, which its first target is predicted from."""
+    if len(rows) == 1:
+        return 0
+    prompts = [row.prompt_ids for row in rows]
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    return min(sum(1 for _ in same), min(map(len, prompts)) - 1)
 
 
 def _legal(rows: Sequence[EncodedRow], device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -50,6 +50,12 @@ def pack_losses(peft_model: PeftModel, pack: Pack) -> torch.Tensor:
     """One loss a target token of the pack with one, shape (N,); the head is applied to those positions alone."""
     causal = peft_model.get_base_model()
     body = getattr(causal, causal.base_model_prefix)
-    output = body(input_ids=pack.ids_1T, position_ids=pack.positions_1T, use_cache=False, row_lengths=pack.lengths)
+    output = body(
+        input_ids=pack.ids_1T,
+        position_ids=pack.positions_1T,
+        use_cache=False,
+        row_lengths=pack.lengths,
+        num_shared=pack.num_shared,
+    )
     states_NC = output.last_hidden_state[0, pack.source_N]
     return target_losses(states_NC, causal.get_output_embeddings(), pack.labels_N, pack.legal)

@@ -37,10 +37,14 @@ def test_packs_hold_all_tokens_without_padding(lengths, most_tokens):
     packs = pack_rows(rows, most_tokens=most_tokens)
     assert [row for pack in packs for row in pack.rows] == rows
     for pack in packs:
-        ids = [token for row in pack.rows for token in row.prompt_ids + row.target_ids]
+        shared = pack.num_shared
+        assert shared == (min(len(row.prompt_ids) for row in pack.rows) - 1 if len(pack.rows) > 1 else 0)
+        own = [token for row in pack.rows for token in (row.prompt_ids + row.target_ids)[shared:]]
+        ids = [*pack.rows[0].prompt_ids[:shared], *own]
         assert pack.ids_1T.tolist() == [ids]
-        assert pack.positions_1T.tolist() == [[p for row in pack.rows for p in range(row.num_tokens)]]
-        assert sum(pack.lengths) == len(ids)
+        places = [p for row in pack.rows for p in range(shared, row.num_tokens)]
+        assert pack.positions_1T.tolist() == [[*range(shared), *places]]
+        assert shared + sum(pack.lengths) == len(ids)
         assert len(pack.rows) == 1 or len(ids) <= most_tokens
 
 
@@ -55,3 +59,13 @@ def test_labels_are_the_targets_and_each_is_predicted_from_the_token_before_it(l
     assert pack.positions_1T[0][pack.source_N].tolist() == [
         len(row.prompt_ids) - 1 + i for row in rows for i in range(len(row.target_ids))
     ]
+
+
+def test_prompts_that_differ_from_the_first_token_share_nothing():
+    one, two, three = rows_of([(5, 2), (7, 3), (9, 1)])
+    other = EncodedRow("x", (7, *one.prompt_ids), one.target_ids)
+    assert pack_rows([one, other], most_tokens=100)[0].num_shared == 0
+    assert pack_rows([two, three], most_tokens=100)[0].num_shared == 6
+    assert (
+        pack_rows([two, EncodedRow("y", two.prompt_ids[:4] + (1, 2, 3, 4), (8,))], most_tokens=100)[0].num_shared == 4
+    )
