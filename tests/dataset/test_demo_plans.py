@@ -18,7 +18,7 @@ from planner.dataset.demo.catalogue import cost_per_serving
 from planner.dataset.demo.events import edit_rows, event_lines
 from planner.dataset.demo.households import forbids, matches, version_of_week
 from planner.dataset.demo.load import Demo, derive_demo
-from planner.dataset.demo.pantry import pantry_lines
+from planner.dataset.demo.pantry import MAX_ITEMS, pantry_lines
 from planner.dataset.demo.plans import Plans
 from planner.dataset.demo.policy import propose
 from planner.dataset.demo.purchases import week_start
@@ -191,7 +191,7 @@ def test_pantries_hold_only_what_was_bought_before_and_is_still_good(demo: Demo)
         _, household, time, items = line.rstrip("\n").split("\t")
         assert household == demo.households.ids[h] and datetime.fromisoformat(time) == week_start(week)
         names = [item["name"] for item in json.loads(items)]
-        assert len(names) == len(set(names)) <= 24
+        assert len(names) == len(set(names)) <= MAX_ITEMS
         last_days = []
         for name in names:
             stock, shelf = stocks[name]
