@@ -192,11 +192,7 @@ class Decoder:
         drafts, fed, branches = [], [], []
         for row in active:
             pieces = row.search.branches if row.search else []
-            draft = (
-                []
-                if pieces or not row.guesser
-                else row.guesser.draft(row.moves, call_tokens, titles=self._by_token(row))
-            )
+            draft = [] if pieces or not row.guesser else row.guesser.draft(row.moves, call_tokens)
             drafts.append(draft)
             branches.append([len(piece) for piece in pieces])
             new = row.unfed() + [token for piece in draft for token in piece.tokens]
@@ -237,11 +233,12 @@ class Decoder:
         written = row.moves.tokens
         while len(row.legal) and start + num_right == len(written) and row.search is None:
             if not self._by_token(row) and row.moves.dishes_left() > 1:
-                self._finish_search(row, DishSearch(self.trie, row.moves, self.packed, states[num_right]))
-                continue
-            row.moves.take(self._next_token(row, states[num_right]))
-            row.legal = row.moves.run_forced()
-            row.num_decisions += 1
+                ahead = tuple(guessed[num_right:])
+                self._finish_search(row, DishSearch(self.trie, row.moves, self.packed, states[num_right:], ahead))
+            else:
+                row.moves.take(self._next_token(row, states[num_right]))
+                row.legal = row.moves.run_forced()
+                row.num_decisions += 1
             num_right += _common_length(guessed[num_right:], written[start + num_right :])
         row.num_rejected += len(guessed) - num_right
         row.num_fed = len(row.prompt) + start + num_right

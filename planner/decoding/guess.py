@@ -102,19 +102,16 @@ class Guesser:
         self._servings_of = {row: servings for _, row, servings in known}
         self._habit = known[0][2] if known else self.usual
 
-    def draft(self, moves: PlanMoves, call_tokens: float, *, titles: bool = True) -> list[Piece]:
+    def draft(self, moves: PlanMoves, call_tokens: float) -> list[Piece]:
         """What to feed behind the tokens that are certain.
 
         Args:
             moves: where the plan stands, at a decision.
             call_tokens: how many more tokens in a call cost as much as one more call, for this row's share of it.
-            titles: guess titles too; without, the draft ends in front of the next one.
         """
         pieces: list[Piece] = []
         chance = 1.0
         for piece in self._following(moves, moves.place()):
-            if not titles and pieces and pieces[-1].kind == "day":
-                break
             chance *= self._chance(piece.kind)
             if chance * call_tokens <= (1 - chance) * len(piece.tokens):
                 break

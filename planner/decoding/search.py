@@ -42,17 +42,21 @@ class DishSearch:
         trie: the catalogue's trie.
         moves: the plan so far, in front of a title or within one.
         packed: scores tokens.
-        state: the model's last hidden state there.
+        states: the model's last hidden state there, and behind each token of `ahead`.
+        ahead: a guess of what comes next; beginnings that it goes through need no call.
     """
 
-    def __init__(self, trie: CatalogueTrie, moves: PlanMoves, packed: PackedModel, state: Tensor) -> None:
+    def __init__(
+        self, trie: CatalogueTrie, moves: PlanMoves, packed: PackedModel, states: Tensor, ahead: Pieces = ()
+    ) -> None:
         self._trie, self._moves, self._packed = trie, moves, packed
+        self._states, self._ahead = states, ahead
         place = moves.place()
         self._heap: list[tuple[float, int, _Node]] = []
         self._num_seen = 0
         self._waiting: list[_Node] = []
         self.found: Pieces | None = None
-        self._look_behind(_Node(place.low, place.high, place.depth, (), 0.0), state)
+        self._look_behind(_Node(place.low, place.high, place.depth, (), 0.0), states[0])
         self._advance()
 
     @property
@@ -83,7 +87,10 @@ class DishSearch:
             entry = heappop(self._heap)
             node = self._run_forced(entry[2])
             if not self._is_dish(node):
-                self._waiting.append(node)
+                if self._ahead[: len(node.tokens)] == node.tokens:
+                    self._look_behind(node, self._states[len(node.tokens)])
+                else:
+                    self._waiting.append(node)
                 continue
             if self._waiting:  # the best dish that is known; what is ahead of it may hide a better one
                 heappush(self._heap, entry)
