@@ -1,89 +1,224 @@
-"""Training step of this project against a plain PEFT loop (single rows, all logits), alternating, in CPU seconds.
+"""Our training step beside TRL's `SFTTrainer`: the same base, rows and first adapter, in turn, in one process.
 
-In: a base folder, and a pickle of (catalogue, examples) or nothing (then synthetic rows of 158 + 42 tokens).
-Out: a line per variant: tokens per CPU second, ratio to the plain loop, loss, and the share of the matmul rate that the
-step's model FLOPs reach. Run: `python -m benchmarks.training BASE_FOLDER [EXAMPLES.pkl] [--rows 8] [--threads 1]`.
+In: a base folder and the folder of a dataset version. Out: three tables: both on identical token sequences (tokens per
+CPU second, wall time, loss); a process of its own for each (peak memory); and TRL on JSON with ids, as its users would
+write it, beside our text (examples per CPU second). TRL at the settings that were its fastest here: single rows, fp32,
+nothing recomputed, loss on the targets alone by its own chunked head.
+
+Run: `pip install '.[benchmark]'`, then
+`python -m benchmarks.training BASE DATASET [--rows 8] [--steps 3] [--threads 1]`.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
-import random
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
 import time
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
-from planner.training.adapter import adapted
+from planner.contracts.prompt import encode_prompt, encode_target
+from planner.dataset.read import iter_examples, read_catalogue
+from planner.dataset.versions import open_version
+from planner.training.adapter import adapted, trainable
 from planner.training.attention import packed_attention
 from planner.training.batches import num_target_tokens
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows
+from planner.training.optimizer import build_optimizer, take_step
 from planner.training.text import EncodedRow, encode_rows, text_rows
+
+CONFIG = TrainConfig(model_base="benchmark", lr=1e-3)
+OURS = {"ours, single rows": 1, "ours, packs of 1,024": 1024, "ours, packs of 2,048": 2048}
+TRL = "TRL SFTTrainer"
+Step = Callable[[Sequence[EncodedRow]], float]
+
+
+@dataclass
+class Times:
+    """CPU and wall seconds and loss of each step."""
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("base")
-    parser.add_argument("examples", nargs="?")
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("dataset")
+    parser.add_argument("--rows", type=int, default=8, help="of an optimizer step")
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--alone", help="run one variant and print its peak memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    compact, as_json = _rows(options)
+    if options.alone:
+        _times(options, compact[: options.rows], [options.alone])
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        return
+    _same_tokens(options, compact)
+    _memory(options)
+    _end_to_end(options, compact, as_json)
+
+
+def _same_tokens(options: argparse.Namespace, rows: Sequence[EncodedRow]) -> None:
+    rates = [_matmul_rate()]
+    found = _times(options, rows, [TRL, *OURS])
+    rates.append(_matmul_rate())
+    num_tokens, reference = sum(row.num_tokens for row in rows) / options.steps, found[TRL]
+    print(
+        f"Identical tokens: {options.steps} steps of {options.rows} rows, {num_tokens:,.0f} tokens a step, "
+        f"{options.threads} thread(s), matmul {max(rates) / 1e9:.0f} GFLOP per CPU second"
+    )
+    for name, times in found.items():
+        cpu, wall = min(times.cpu), min(times.wall)
+        share = _flops(options.base, rows) / options.steps / cpu / max(rates)
+        losses = " ".join(f"{loss:.4f}" for loss in times.losses)
+        print(f"  {name:22} {num_tokens / cpu:6.0f} tokens/CPU s  x{min(reference.cpu) / cpu:.2f} CPU  "
+              f"x{min(reference.wall) / wall:.2f} wall  {share:.0%} of matmul  losses {losses}")  # fmt: skip
+
+
+def _memory(options: argparse.Namespace) -> None:
+    print("Peak memory of a process of its own, base and libraries included")
+    for name in (TRL, *OURS):
+        command = [sys.executable, "-m", "benchmarks.training", options.base, options.dataset, "--alone", name]
+        command += ["--rows", str(options.rows), "--steps", "1", "--threads", str(options.threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(f"  {name:22} {float(done.stdout.split()[-1]):.2f} GiB")
+
+
+def _end_to_end(options: argparse.Namespace, compact: Sequence[EncodedRow], as_json: Sequence[EncodedRow]) -> None:
+    theirs = _times(options, as_json, [TRL])[TRL]
+    ours = _times(options, compact, list(OURS))
+    name, best = min(ours.items(), key=lambda item: min(item[1].cpu))
+    print("End to end: TRL on JSON with ids, ours on the rendered text, the same examples")
+    for label, rows, times in ((f"{TRL}, JSON", as_json, theirs), (f"{name}, text", compact, best)):
+        length, cpu = sum(row.num_tokens for row in rows) / len(rows), min(times.cpu)
+        ratio = min(theirs.cpu) / cpu
+        print(f"  {label:28} {length:5.0f} tokens a row  {options.rows / cpu:6.2f} examples/CPU s  x{ratio:.2f}")
+
+
+def _times(options: argparse.Namespace, rows: Sequence[EncodedRow], names: Sequence[str]) -> dict[str, Times]:
+    """Each optimizer step by each variant in turn."""
+    found = {name: Times() for name in names}
+    with contextlib.ExitStack() as stack:
+        steps = {name: stack.enter_context(_ours(options.base, most)) for name, most in OURS.items() if name in names}
+
+        def others(index: int) -> None:
+            for name, step in steps.items():
+                _clock(found[name], lambda step=step: step(_of_step(rows, index, options.rows)))
+
+        if TRL in names:
+            _run_trl(options, rows, found[TRL], others)
+        else:
+            for index in range(len(rows) // options.rows):
+                others(index)
+    return found
+
+
+@contextlib.contextmanager
+def _ours(base: str, most_tokens: int) -> Iterator[Step]:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with packed_attention(model), adapted(model, CONFIG) as peft_model:
+        optimizer = build_optimizer(trainable(peft_model), CONFIG)
+        peft_model.train()
+
+        def step(rows: Sequence[EncodedRow]) -> float:
+            total = backward_rows(peft_model, rows, micro_batch_tokens=most_tokens)
+            take_step(optimizer, CONFIG.lr, CONFIG.max_grad_norm)
+            return total / num_target_tokens(rows)
+
+        yield step
+
+
+def _run_trl(
+    options: argparse.Namespace, rows: Sequence[EncodedRow], times: Times, others: Callable[[int], None]
+) -> None:
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from torch.utils.data import SequentialSampler
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class InTurn(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.started = time.process_time(), time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            times.cpu.append(time.process_time() - self.started[0])
+            times.wall.append(time.perf_counter() - self.started[1])
+            others(state.global_step - 1)
+
+    class InOrder(SFTTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return SequentialSampler(self.train_dataset)
+
     model = AutoModelForCausalLM.from_pretrained(options.base, dtype=torch.float32)
-    rows = _rows(options)
-    num_tokens = sum(row.num_tokens for row in rows)
-    body = sum(w.numel() for name, w in model.named_parameters() if "embed" not in name and "lm_head" not in name)
-    # Forward and the gradient of the activations; the base's own weights have no gradient.
-    flops = 4 * body * num_tokens + 4 * model.get_input_embeddings().weight.numel() * num_target_tokens(rows)
-
-    variants = {
-        "plain PEFT, single rows, all logits": lambda m: _plain(m, rows),
-        "ours, single rows": lambda m: backward_rows(m, rows, micro_batch_tokens=1),
-        "ours, packs of 1024": lambda m: backward_rows(m, rows, micro_batch_tokens=1024),
-        "ours, packs of 2048": lambda m: backward_rows(m, rows, micro_batch_tokens=2048),
-    }
-    best: dict[str, float] = {}
-    losses = {}
-    rate = 0.0
-    with adapted(model, TrainConfig()) as peft_model:
-        for _ in range(options.repeats):
-            rate = max(rate, _matmul_rate())
-            for name, step in variants.items():
-                peft_model.zero_grad()
-                if name.startswith("plain"):
-                    seconds, losses[name] = _cpu_seconds(step, peft_model)
-                else:
-                    with packed_attention(model):
-                        seconds, losses[name] = _cpu_seconds(step, peft_model)
-                best[name] = min(seconds, best.get(name, seconds))
-    reference = best["plain PEFT, single rows, all logits"]
-    print(f"{len(rows)} rows, {num_tokens} tokens, {options.threads} threads, matmul {rate / 1e9:.0f} GFLOP per CPU s")
-    for name, seconds in best.items():
-        share = flops / seconds / rate
-        print(f"{name:36} {num_tokens / seconds:6.0f} tokens/CPU s  x{reference / seconds:.2f}  "
-              f"loss {losses[name] / num_target_tokens(rows):.5f}  {share:.0%} of matmul")  # fmt: skip
+    lora = LoraConfig(
+        r=CONFIG.lora_r, lora_alpha=CONFIG.lora_alpha, target_modules=list(CONFIG.target_modules), task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(CONFIG.seed)
+    data = Dataset.from_list(
+        [
+            {
+                "input_ids": [*row.prompt_ids, *row.target_ids],
+                "labels": [-100] * len(row.prompt_ids) + list(row.target_ids),
+            }
+            for row in rows
+        ]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder, per_device_train_batch_size=1, gradient_accumulation_steps=options.rows,
+            max_steps=len(rows) // options.rows, learning_rate=CONFIG.lr, lr_scheduler_type="constant",
+            max_grad_norm=CONFIG.max_grad_norm, max_length=None, bf16=False, gradient_checkpointing=False,
+            dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, report_to="none", save_strategy="no",
+            use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = InOrder(
+            model=get_peft_model(model, lora), args=arguments, train_dataset=data, callbacks=[InTurn()],
+            processing_class=AutoTokenizer.from_pretrained(options.base),
+        )  # fmt: skip
+        with contextlib.redirect_stdout(sys.stderr):
+            trainer.train()
+        times.losses.extend(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
 
 
-def _plain(peft_model, rows) -> float:
-    total = 0.0
-    for row in rows:
-        ids = torch.tensor([row.prompt_ids + row.target_ids])
-        labels = ids.clone()
-        labels[:, : len(row.prompt_ids)] = -100
-        loss = peft_model(input_ids=ids, labels=labels, use_cache=False).loss * len(row.target_ids)
-        (loss / num_target_tokens(rows)).backward()
-        total += loss.item()
-    return total
+def _clock(times: Times, step: Callable[[], float]) -> None:
+    cpu, wall = time.process_time(), time.perf_counter()
+    times.losses.append(step())
+    times.cpu.append(time.process_time() - cpu)
+    times.wall.append(time.perf_counter() - wall)
 
 
-def _cpu_seconds(step, peft_model) -> tuple[float, float]:
-    started = time.process_time()
-    loss = step(peft_model)
-    return time.process_time() - started, loss
+def _of_step(rows: Sequence[EncodedRow], index: int, size: int) -> Sequence[EncodedRow]:
+    return rows[index * size : (index + 1) * size]
+
+
+def _flops(base: str, rows: Sequence[EncodedRow]) -> float:
+    """Forward and the gradient of the activations; the base's own weights have no gradient."""
+    with torch.device("meta"):
+        from transformers import AutoConfig
+
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    head = model.get_output_embeddings().weight
+    body = sum(w.numel() for name, w in model.named_parameters() if "embed" not in name and w is not head)
+    return 4.0 * body * sum(row.num_tokens for row in rows) + 4.0 * head.numel() * num_target_tokens(rows)
 
 
 def _matmul_rate() -> float:
@@ -97,18 +232,22 @@ def _matmul_rate() -> float:
     return best
 
 
-def _rows(options) -> list[EncodedRow]:
-    if options.examples:
-        catalogue, examples = pickle.loads(Path(options.examples).read_bytes())
-        texts = text_rows((e for e in examples if e.split == "train"), catalogue, most=options.rows)
-        tokenizer = AutoTokenizer.from_pretrained(options.base)
-        return list(encode_rows(tokenizer, texts, max_tokens=1024, max_overlong_share=0).rows)
-    rng = random.Random(0)
-
-    def ids(low: int, high: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(5, 49_000) for _ in range(rng.randint(low, high)))
-
-    return [EncodedRow(str(i), ids(100, 216), ids(24, 60)) for i in range(options.rows)]
+def _rows(options: argparse.Namespace) -> tuple[list[EncodedRow], list[EncodedRow]]:
+    """The same examples as our text and as JSON with ids."""
+    version, most = open_version(options.dataset), options.rows * options.steps
+    tokenizer = AutoTokenizer.from_pretrained(options.base)
+    texts = text_rows(iter_examples(version, split="train"), read_catalogue(version), most=most)
+    examples = {e.event_id: e for e in iter_examples(version, split="train")}
+    compact = encode_rows(tokenizer, texts, max_tokens=8192, max_overlong_share=0).rows
+    as_json = []
+    for text in texts:
+        example = examples[text.event_id]
+        prompt = json.dumps(example.request.to_dict()) + "\n"
+        target = json.dumps(example.accepted_plan.to_dict())
+        as_json.append(
+            EncodedRow(text.event_id, tuple(encode_prompt(tokenizer, prompt)), tuple(encode_target(tokenizer, target)))
+        )
+    return list(compact), as_json
 
 
 if __name__ == "__main__":

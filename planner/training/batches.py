@@ -80,7 +80,8 @@ def num_target_tokens(rows: Sequence[EncodedRow]) -> int:
 
 
 def _pack(rows: Sequence[EncodedRow], device: torch.device | str) -> Pack:
-    num_shared = _num_shared(rows)
+    # Attending to shared tokens takes a mask, which CUDA's flash kernels do not know; nor does the memory plan.
+    num_shared = _num_shared(rows) if torch.device(device).type == "cpu" else 0
     ids: list[int] = list(rows[0].prompt_ids[:num_shared])
     positions: list[int] = list(range(num_shared))
     source: list[int] = []
