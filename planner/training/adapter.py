@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from planner.contracts.errors import TrainingError
 from planner.training.config import TrainConfig
 
+_ADAPTER = "adapter/"
 _LOGIT_OPTIONS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
@@ -67,6 +68,16 @@ def read_adapter(peft_model: PeftModel) -> dict[str, torch.Tensor]:
     """The adapter's weights by PEFT's names, on the CPU, as copies."""
     weights = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in weights.items()}
+
+
+def adapter_tensors(peft_model: PeftModel) -> dict[str, torch.Tensor]:
+    """The adapter's weights under the names that they have in a checkpoint."""
+    return {_ADAPTER + name: weight for name, weight in read_adapter(peft_model).items()}
+
+
+def adapter_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The adapter's weights among a checkpoint's tensors, by PEFT's names."""
+    return {name.removeprefix(_ADAPTER): tensor for name, tensor in tensors.items() if name.startswith(_ADAPTER)}
 
 
 def load_adapter(peft_model: PeftModel, weights: Mapping[str, torch.Tensor]) -> None:

@@ -47,6 +47,12 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> list[int]:
     return order
 
 
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of one step's dropout in one process."""
+    text = f"step:{seed}:{step}" + (f":{rank}" if rank else "")
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1
+
+
 def rows_of_step(rows: Sequence[EncodedRow], order: Sequence[int], index: int, batch_size: int) -> list[EncodedRow]:
     """The rows of step `index` (from 0) of an epoch; the last step may hold fewer than `batch_size`."""
     return [rows[i] for i in order[index * batch_size : (index + 1) * batch_size]]

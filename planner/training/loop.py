@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,20 +24,27 @@ from transformers import PreTrainedModel
 
 from planner.contracts.errors import TrainingError
 from planner.contracts.prompt import Tokenizer
-from planner.training.adapter import adapted, load_adapter, read_adapter, trainable, write_adapter
+from planner.training.adapter import (
+    adapted,
+    adapter_of,
+    adapter_tensors,
+    load_adapter,
+    trainable,
+    write_adapter,
+)
 from planner.training.attention import packed_attention
-from planner.training.batches import epoch_order, num_target_tokens, pack_rows, rows_of_step, steps_per_epoch
+from planner.training.batches import (
+    epoch_order,
+    num_target_tokens,
+    pack_rows,
+    rows_of_step,
+    step_seed,
+    steps_per_epoch,
+)
 from planner.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows, row_losses
-from planner.training.memory import (
-    MemoryPlan,
-    activations_recomputed,
-    memory_budget,
-    plan_memory,
-    smaller,
-    weight_bytes,
-)
+from planner.training.memory import MemoryPlan, activations_recomputed, plan_for, smaller
 from planner.training.optimizer import (
     build_optimizer,
     learning_rate_at,
@@ -51,14 +57,13 @@ from planner.training.processes import Processes, current_processes
 from planner.training.remote import Store, pull, push
 from planner.training.report import EpochMetrics, TrainingReport
 from planner.training.surroundings import alone_in, process_as_it_was, run_fingerprint
-from planner.training.text import EncodedRow, EncodedRows, LegalTokens, TextRow, encode_rows
-from planner.training.token_cache import TokenCache
+from planner.training.text import EncodedRow, EncodedRows, LegalTokens, TextRow
+from planner.training.token_cache import TokenCache, encoded_splits
 
 ReportEpoch = Callable[[EpochMetrics], None]
 ReportStep = Callable[[int, int, float, float], None]
 ReportMemory = Callable[[MemoryPlan], None]
 T = TypeVar("T")
-_ADAPTER = "adapter/"
 
 
 def train(
@@ -103,15 +108,17 @@ def train(
             not a number; no room in memory or for a checkpoint; another process trains in this folder, or one of this
             run's own died.
     """
-    train_rows = _encoded(tokenizer, train_texts, config, "train", legal_tokens, token_cache)
-    validation_rows = _encoded(tokenizer, validation_texts, config, "validation", legal_tokens, token_cache)
+    train_rows, validation_rows = encoded_splits(
+        tokenizer, train_texts, validation_texts, config, legal_tokens=legal_tokens, cache=token_cache
+    )
     fingerprint = run_fingerprint(model, config, train_rows, validation_rows, base_sha256)
     run_folder, processes = folder / fingerprint[:16], current_processes()
     with ExitStack() as stack:
         if processes.is_first:
             stack.enter_context(alone_in(run_folder))
         stack.enter_context(process_as_it_was(model, config.num_threads))
-        memory = _planned_memory(model, config, (*train_rows.rows, *validation_rows.rows))
+        longest = max(row.num_tokens for row in (*train_rows.rows, *validation_rows.rows))
+        memory = plan_for(model, config, longest=longest)
         stack.enter_context(packed_attention(model))
         peft_model = stack.enter_context(adapted(model, config))
         stack.enter_context(activations_recomputed(model, memory.gradient_checkpointing))
@@ -181,7 +188,7 @@ class _Run:
 
         def backward(most_tokens: int) -> float:
             # The dropout is a function of (seed, step, process), so there is no random state to save.
-            torch.manual_seed(_step_seed(self.config.seed, step, self.processes.rank))
+            torch.manual_seed(step_seed(self.config.seed, step, self.processes.rank))
             self.optimizer.zero_grad(set_to_none=True)
             return backward_rows(self.peft_model, mine, micro_batch_tokens=most_tokens, num_targets=num_targets)
 
@@ -240,8 +247,7 @@ class _Run:
     def _write_checkpoint(self) -> None:
         if not self.processes.is_first:
             return
-        tensors = {_ADAPTER + name: weight for name, weight in read_adapter(self.peft_model).items()}
-        tensors |= optimizer_tensors(self.optimizer, self.weights)
+        tensors = adapter_tensors(self.peft_model) | optimizer_tensors(self.optimizer, self.weights)
         write_checkpoint(self.folder / "checkpoints", Checkpoint(self.position, tensors))
         if self.store is not None:
             push(self.store, self.folder.name, self.folder / "checkpoints")
@@ -253,7 +259,7 @@ class _Run:
             return None
         tokens = min(checkpoint.position.micro_batch_tokens, self.memory.micro_batch_tokens)
         self.position = replace(checkpoint.position, micro_batch_tokens=tokens)
-        load_adapter(self.peft_model, _adapter_of(checkpoint))
+        load_adapter(self.peft_model, adapter_of(checkpoint.tensors))
         load_optimizer_tensors(self.optimizer, self.weights, checkpoint.tensors, checkpoint.position.step)
         return checkpoint.position.step
 
@@ -267,7 +273,7 @@ class _Run:
         done, adapter_folder = self.position, self.folder / "adapter"
         if self.processes.is_first:
             best = read_checkpoint(self.folder / "checkpoints", done.best_step)
-            write_adapter(adapter_folder, _adapter_of(best), self.peft_model, self.config.model_base)
+            write_adapter(adapter_folder, adapter_of(best.tensors), self.peft_model, self.config.model_base)
         return TrainingReport(
             adapter_folder=adapter_folder,
             epochs=done.epochs,
@@ -302,54 +308,3 @@ class _Run:
             event_ids=tuple(row.event_id for row in rows),
             folder=self.folder,
         )
-
-
-def _planned_memory(model: PreTrainedModel, config: TrainConfig, rows: Sequence[EncodedRow]) -> MemoryPlan:
-    return plan_memory(
-        model.config,
-        config,
-        dtype=model.dtype,
-        weights=weight_bytes(model),
-        budget=memory_budget(model.device, config.memory_gib),
-        device=model.device.type,
-        longest=max(row.num_tokens for row in rows),
-    )
-
-
-def _encoded(
-    tokenizer: Tokenizer,
-    texts: Sequence[TextRow],
-    config: TrainConfig,
-    split: str,
-    legal: LegalTokens | None,
-    cache: TokenCache | None,
-) -> EncodedRows:
-    def encode() -> EncodedRows:
-        return encode_rows(
-            tokenizer,
-            texts,
-            max_tokens=config.max_tokens,
-            max_overlong_share=config.max_overlong_share,
-            split=split,
-            legal_tokens=legal,
-        )
-
-    encoded = encode() if cache is None else cache.rows(split, encode)
-    if split == "train" and not encoded.rows:
-        raise TrainingError(
-            f"There are no rows to train on: {len(texts)} in the train split, {encoded.num_overlong} of them too long. "
-            "Build the dataset over a longer window, or raise train.max_tokens.",
-            num_overlong=encoded.num_overlong,
-        )
-    return encoded
-
-
-def _adapter_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(_ADAPTER): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_ADAPTER)
-    }
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    text = f"step:{seed}:{step}" + (f":{rank}" if rank else "")
-    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1

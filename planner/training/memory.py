@@ -73,6 +73,19 @@ class MemoryPlan:
         )
 
 
+def plan_for(model: PreTrainedModel, config: TrainConfig, *, longest: int) -> MemoryPlan:
+    """Plan for a loaded base on its device; `longest` is the longest row's tokens. Errors: as `plan_memory`."""
+    return plan_memory(
+        model.config,
+        config,
+        dtype=model.dtype,
+        weights=weight_bytes(model),
+        budget=memory_budget(model.device, config.memory_gib),
+        device=model.device.type,
+        longest=longest,
+    )
+
+
 def plan_memory(
     base: PretrainedConfig,
     config: TrainConfig,

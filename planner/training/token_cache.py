@@ -1,7 +1,7 @@
-"""Encoded rows on disk, so that the next start on the same data, tokenizer and code encodes nothing.
+"""The splits as encoded rows, kept on disk: the next start on the same data, tokenizer and code encodes nothing.
 
-In: a folder, a key that names all that the ids depend on, and the function that encodes. Out: `EncodedRows`, read back
-only if their digest is the one that they were written with. Plain arrays and JSON, no pickle.
+In: texts, a tokenizer, a folder, and a key that names all that the ids depend on. Out: `EncodedRows`, read back only if
+their digest is the one that they were written with. Plain arrays and JSON, no pickle.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.training.text import EncodedRow, EncodedRows
+from planner.contracts.errors import TrainingError
+from planner.contracts.prompt import Tokenizer
+from planner.training.config import TrainConfig
+from planner.training.text import EncodedRow, EncodedRows, LegalTokens, TextRow, encode_rows
 
 KEEP = 8  # files; the oldest go
 
@@ -44,6 +48,43 @@ class TokenCache:
     def _remove_old(self) -> None:
         for path in sorted(self.folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)[:-KEEP]:
             path.unlink(missing_ok=True)
+
+
+def encoded_splits(
+    tokenizer: Tokenizer,
+    train_texts: Sequence[TextRow],
+    validation_texts: Sequence[TextRow],
+    config: TrainConfig,
+    *,
+    legal_tokens: LegalTokens | None,
+    cache: TokenCache | None,
+) -> tuple[EncodedRows, EncodedRows]:
+    """The rows to train on and to validate with, encoded or read back.
+
+    Raises:
+        TrainingError: there are none to train on, or too many are too long.
+    """
+
+    def encoded(split: str, texts: Sequence[TextRow]) -> EncodedRows:
+        encode = partial(
+            encode_rows,
+            tokenizer,
+            texts,
+            max_tokens=config.max_tokens,
+            max_overlong_share=config.max_overlong_share,
+            split=split,
+            legal_tokens=legal_tokens,
+        )
+        return encode() if cache is None else cache.rows(split, encode)
+
+    train, validation = encoded("train", train_texts), encoded("validation", validation_texts)
+    if not train.rows:
+        raise TrainingError(
+            f"There are no rows to train on: {len(train_texts)} in the train split, {train.num_overlong} of them too "
+            "long. Build the dataset over a longer window, or raise train.max_tokens.",
+            num_overlong=train.num_overlong,
+        )
+    return train, validation
 
 
 def _write(path: Path, encoded: EncodedRows) -> None:

@@ -71,7 +71,7 @@ def test_second_start_encodes_nothing_and_an_error_is_not_kept(model, tokenizer,
     with pytest.raises(TrainingError, match="longer than 20 tokens"):
         train(model, tokenizer, texts[:16], texts[16:], short, tmp_path, token_cache=TokenCache(cache.folder, "short"))
     first = train(model, tokenizer, texts[:16], texts[16:], config, tmp_path, token_cache=cache)
-    monkeypatch.setattr("planner.training.loop.encode_rows", lambda *_, **__: fail())
+    monkeypatch.setattr("planner.training.token_cache.encode_rows", lambda *_, **__: fail())
     again = train(model, tokenizer, texts[:16], texts[16:], config, tmp_path, token_cache=cache)
     assert again.resumed_from_step == first.num_steps
     assert len(list(cache.folder.iterdir())) == 2
