@@ -10,9 +10,13 @@ from pathlib import Path
 
 import boto3
 import pytest
+import torch
 from moto.server import ThreadedMotoServer
 
 from planner.contracts.errors import TrainingError
+from planner.decoding.base import BaseFiles
+from planner.recipe.config import load_config
+from planner.recipe.fine_tune import _checkpoints, _load
 from planner.recipe.s3_store import S3Store
 from planner.training.checkpoint import newest_checkpoint
 from planner.training.loop import train
@@ -112,6 +116,29 @@ def test_store_that_cannot_be_reached_is_found_by_the_probe(monkeypatch, bucket)
     with pytest.raises(TrainingError, match="refused: Could not connect") as error:
         S3Store(URI).probe()
     assert "secret-value" not in str(error.value)
+
+
+def checkpoints(uri):
+    return _checkpoints(load_config("local", {"train.checkpoints": uri}))
+
+
+def test_checkpoints_go_where_the_recipe_says(bucket, tmp_path):
+    assert checkpoints("") == (load_config("local").folder / "training", None)
+    assert checkpoints(str(tmp_path)) == (tmp_path, None)
+    folder, store = checkpoints(URI)
+    assert folder == load_config("local").folder / "training"
+    store.put("name", b"x")
+    assert S3Store(URI).get("name") == b"x"
+    with pytest.raises(TrainingError, match="s3://nowhere/x refused"):
+        checkpoints("s3://nowhere/x")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of a machine without a GPU")
+def test_gpu_profile_without_a_gpu_fails_before_the_base_is_read(tmp_path):
+    config = load_config("gpu").recipe.train
+    assert (config.device, config.micro_batch_tokens) == ("cuda", None)
+    with pytest.raises(TrainingError, match="train.device is cuda, and PyTorch finds no NVIDIA GPU.*auto or cpu"):
+        _load(config, BaseFiles("absent", tmp_path, "", "", ""))
 
 
 @pytest.fixture(scope="module")
