@@ -221,11 +221,11 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
     }
     ahead = plan_ahead(Job(opening, folder, step.split, identity, step.batch_size, step.resume), step, console)
     opened = opening()
-    catalogue, sample = opened.catalogue, list(opened.examples)
+    catalogue = opened.catalogue
     replayed = replay(
         opened.candidate,
         opened.baseline,
-        sample,
+        opened.examples,
         catalogue=catalogue,
         folder=folder,
         split=step.split,
@@ -236,7 +236,7 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
         max_catalogue_difference=step.max_catalogue_difference,
         batch_size=step.batch_size,
         resume=step.resume or ahead,
-        total=len(sample),
+        total=step.sample_size,
         progress=console.progress,
     )
     names = (step.model_name, contest.candidate.version, contest.baseline.version, version.name, version.digest)

@@ -17,11 +17,11 @@ from planner.recipe.console import Console
 
 
 def open_contest(candidate: Path, baseline: Path, version: DatasetVersion, step: EvaluateConfig) -> Opened:
-    """Load both planners and the sampled rows, in whatever process plans them."""
+    """Load both planners and stream the sampled rows, in whatever process plans them."""
     from planner.decoding.package import load_package  # loads torch, which a reused step does not need
 
     rows = sample_examples(iter_examples(version, split=step.split), step.sample_size, seed=step.seed)
-    return Opened(load_package(candidate), load_package(baseline), read_catalogue(version), list(rows))
+    return Opened(load_package(candidate), load_package(baseline), read_catalogue(version), rows)
 
 
 def plan_ahead(job: Job, step: EvaluateConfig, console: Console) -> bool:
