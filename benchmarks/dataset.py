@@ -7,8 +7,9 @@ postmaster and all its children. Run: `python -m benchmarks.dataset [--plans 300
 `copy` reads the same columns to a counting sink (the limit of a full read); `sql` is one statement with LATERAL joins
 through a server-side cursor; `pandas` is COPY, json and merge_asof; `duckdb` is COPY, ASOF joins and `from_json` over
 the whole tables; `loop` is a query per event, extrapolated from 500; `feast` is the pantry alone, by the interpreter of
-`--feast`. None of these checks plans or hashes files, so they do less than `ours`. `later` builds a window of which an
-earlier version holds nine tenths, and is given that version; `sharded` is `ours` in four shards.
+`--feast`. None of these checks plans or hashes files, so they do less than `ours`. `earlier` builds a
+version of nine tenths of the window, and `later` the whole window with that version at hand (in this order, they are
+timed apart); `sharded` is `ours` in four shards.
 """
 
 from __future__ import annotations
@@ -232,31 +233,30 @@ def _sharded(url: str) -> tuple[int, float]:
         return build_dataset(url, config).num_rows, 1
 
 
+def _earlier(url: str) -> tuple[int, float]:
+    with contextlib.closing(connect(url)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("CHECKPOINT")
+    kept = _kept(url)
+    shutil.rmtree(kept, ignore_errors=True)
+    end = START.date() + (END.date() - START.date()) * 9 // 10
+    config = DatasetConfig(start_date=START.date(), end_date=end, date="early", datasets=str(kept))
+    return build_dataset(url, config).num_rows, 1
+
+
 def _later(url: str) -> tuple[int, float]:
-    """Only the later build is timed: the earlier version is made once and kept beside the server's socket."""
-    kept = Path(_socket_folder(url)).parent / "earlier"
-    nine_tenths = START.date() + (END.date() - START.date()) * 9 // 10
     with tempfile.TemporaryDirectory() as folder:
-        config = DatasetConfig(start_date=START.date(), end_date=END.date(), datasets=str(kept), reuse="early")
-        if not (kept / "planner" / "early").exists():
-            raise SystemExit("no earlier version: run `--methods earlier` first")
         Path(folder, "planner").mkdir()
-        Path(folder, "planner", "early").symlink_to(kept / "planner" / "early")
-        config = config.model_copy(update={"datasets": folder, "date": f"later-{nine_tenths}"})
+        Path(folder, "planner", "early").symlink_to(_kept(url) / "planner" / "early")
+        config = DatasetConfig(start_date=START.date(), end_date=END.date(), datasets=folder, reuse="early")
         report = build_dataset(url, config)
         assert report.reuse.num_rows, report.reuse.told
         return report.num_rows, 1
 
 
-def _earlier(url: str) -> tuple[int, float]:
-    kept = Path(_socket_folder(url)).parent / "earlier"
-    shutil.rmtree(kept, ignore_errors=True)
-    with contextlib.closing(connect(url)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute("CHECKPOINT")
-    nine_tenths = START.date() + (END.date() - START.date()) * 9 // 10
-    config = DatasetConfig(start_date=START.date(), end_date=nine_tenths, date="early", datasets=str(kept))
-    return build_dataset(url, config).num_rows, 1
+def _kept(url: str) -> Path:
+    """Where `earlier` leaves its version for `later`: beside the server's socket."""
+    return Path(_socket_folder(url)).parent / "earlier"
 
 
 def _feast(url: str) -> tuple[int, float]:
@@ -300,13 +300,15 @@ CREATE VIEW joined AS
 SELECT a.unit_id, h.* EXCLUDE (id), from_json(s.items, {_ITEMS_JSON}) AS items, c.budget, c.max_prep_time,
        g.context->>'workflow_type' AS workflow_type,
        from_json(p.payload->'plan', {_PLAN_JSON}) AS previous, from_json(a.payload->'plan', {_PLAN_JSON}) AS accepted,
-       from_json(g.payload->'plan', {_PLAN_JSON}) AS generated, edits.list AS edits, a.moment, g.moment AS generated_at, a.id
+       from_json(g.payload->'plan', {_PLAN_JSON}) AS generated, edits.list AS edits,
+       a.moment, g.moment AS generated_at, a.id
 FROM (SELECT * FROM logged WHERE event_type = 'plan_accepted') a
 JOIN (SELECT * FROM logged WHERE event_type = 'plan_generated') g ON g.unit_id = a.unit_id AND g.plan_id = a.plan_id
 JOIN households h ON h.id = a.unit_id
 LEFT JOIN constraints c ON c.household_id = a.unit_id
 ASOF LEFT JOIN pantry s ON s.household_id = a.unit_id AND g.moment >= s.snapshot_time
-ASOF LEFT JOIN (SELECT * FROM logged WHERE event_type = 'plan_accepted') p ON p.unit_id = a.unit_id AND g.moment > p.moment
+ASOF LEFT JOIN (SELECT * FROM logged WHERE event_type = 'plan_accepted') p
+    ON p.unit_id = a.unit_id AND g.moment > p.moment
 LEFT JOIN (SELECT unit_id, plan_id, list(from_json(payload, {_EDIT_JSON}) ORDER BY moment) AS list FROM logged
            WHERE event_type IN {EDIT_TYPES} GROUP BY ALL) edits
     ON edits.unit_id = a.unit_id AND edits.plan_id = a.plan_id

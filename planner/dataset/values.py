@@ -85,8 +85,12 @@ def context_text(text: str | None, notes: Notes) -> str | None:
 
 def texts(values: Sequence[Any] | None, notes: Notes) -> list[str]:
     """A `text[]` without its nulls; null gives `[]`, more dimensions are flattened."""
+    if not values:
+        return []
+    if all(type(value) is str for value in values):
+        return list(values)
     found: list[str] = []
-    for value in values or ():
+    for value in values:
         if isinstance(value, list):
             found += texts(value, notes)
         elif value is None:
