@@ -25,16 +25,15 @@ from planner.recipe.console import Console
 from planner.recipe.fingerprint import code_hash
 from planner.recipe.lineage import dataset_of, log_dataset_input
 from planner.recipe.registry import RegisteredVersion, register_package
-from planner.recipe.resumption import epochs_logged
 from planner.recipe.s3_store import S3Store
 from planner.recipe.tracking import StepRun
+from planner.recipe.training_log import TrainingLog
 from planner.training.config import TrainConfig
 from planner.training.loop import train
-from planner.training.plot import plot_losses
 from planner.training.processes import current_processes
 from planner.training.quantized import load_quantized
 from planner.training.remote import Store
-from planner.training.report import EpochMetrics, TrainingReport
+from planner.training.report import TrainingReport
 from planner.training.text import text_rows
 from planner.training.token_cache import TokenCache
 
@@ -58,8 +57,9 @@ def fine_tune(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     console.progress(0, None, f"base model {step.model_base}")
     base = resolve_base(step.model_base)
     _log_params(run, step, version, base)
-    report = _train(config, run, console, base, catalogue, version)
-    _log_training(run, report)
+    log = TrainingLog(run, console, step)
+    report = _train(config, log, base, catalogue, version)
+    log.finish(report)
     registered = _register(run, step, version, catalogue, base, report)
     run.outputs.update(
         dataset=version.uri,
@@ -85,16 +85,11 @@ def follow(config: ResolvedConfig) -> None:
     """The part of every process of `accelerate launch` but the first: its share of each step's rows, nothing else."""
     step = config.recipe.train
     version = dataset_of(config, step.dataset)
-    _train(config, None, None, resolve_base(step.model_base), read_catalogue(version), version)
+    _train(config, None, resolve_base(step.model_base), read_catalogue(version), version)
 
 
 def _train(
-    config: ResolvedConfig,
-    run: StepRun | None,
-    console: Console | None,
-    base: BaseFiles,
-    catalogue: Catalogue,
-    version: DatasetVersion,
+    config: ResolvedConfig, log: TrainingLog | None, base: BaseFiles, catalogue: Catalogue, version: DatasetVersion
 ) -> TrainingReport:
     step = config.recipe.train
     folder, store = _checkpoints(config)
@@ -109,23 +104,6 @@ def _train(
             dataset=version.uri,
         )
     tokens = CatalogueTokens(catalogue, tokenizer)  # whatever the loss: it finds titles that do not read back
-    logged = epochs_logged(run) if run is not None else set()
-
-    def on_step(done: int, total: int, loss: float, tokens_per_second: float) -> None:
-        if console is not None:
-            console.progress(done, total, f"train  loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
-
-    def on_epoch(metrics: EpochMetrics) -> None:
-        if run is None or metrics.epoch in logged:
-            return
-        figures = {
-            "train_loss": metrics.train_loss,
-            "val_loss": metrics.validation_loss,
-            "learning_rate": metrics.learning_rate,
-            "tokens_per_second": metrics.tokens_per_second,
-        }
-        run.log_metrics({k: v for k, v in figures.items() if v is not None}, step=metrics.epoch)
-
     return train(
         model,
         tokenizer,
@@ -137,9 +115,9 @@ def _train(
         legal_tokens=tokens if step.loss == "catalogue" else None,
         store=store,
         token_cache=TokenCache(config.folder / "tokens", _token_key(step, version, base)),
-        report_epoch=on_epoch,
-        report_step=on_step,
-        report_memory=lambda plan: console.say(str(plan)) if console is not None else None,
+        report_epoch=log.epoch if log else None,
+        report_step=log.step if log else None,
+        report_memory=log.memory if log else None,
     )
 
 
@@ -171,21 +149,6 @@ def _checkpoints(config: ResolvedConfig) -> tuple[Path, Store | None]:
     store = S3Store(wanted)
     store.probe()
     return folder, store
-
-
-def _log_training(run: StepRun, report: TrainingReport) -> None:
-    """Curves, the worst validation rows, and how the memory was used."""
-    mlflow.log_artifact(str(plot_losses(report.epochs, report.adapter_folder.parent / "loss.png")), "plots")
-    worst = {"event_id": [row.event_id for row in report.worst_rows], "loss": [row.loss for row in report.worst_rows]}
-    mlflow.log_table(worst, "worst_validation_rows.json")
-    mlflow.log_text(f"{report.memory}\n", "memory.txt")
-    run.log_metrics(
-        {
-            "micro_batch_tokens": report.memory.micro_batch_tokens,
-            "memory_halvings": report.num_halvings,
-            "processes": report.num_processes,
-        }
-    )
 
 
 def _register(

@@ -62,11 +62,6 @@ def same_run(
             mlflow.end_run(status)
 
 
-def epochs_logged(run: StepRun) -> set[int]:
-    """Epochs whose metrics the run holds already."""
-    return {metric.step for metric in MlflowClient().get_metric_history(run.run_id, "tokens_per_second")}
-
-
 def _unfinished(opened: StepRun) -> Run | None:
     """The newest run of the same work that came as far as metrics and never finished."""
     found = MlflowClient().search_runs(

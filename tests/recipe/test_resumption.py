@@ -76,6 +76,8 @@ def test_killed_training_goes_on_in_its_own_run(home: Sandbox) -> None:
     assert pointer.data.tags["continues"] == began.info.run_id
     assert epochs_of(home, finished) == list(range(EPOCHS + 1))
     assert epochs_of(home, pointer) == []
+    points = [metric.step for metric in home.client.get_metric_history(began.info.run_id, "step_loss")]
+    assert points == sorted(set(points)) and points[-1] == EPOCHS * 3
     assert {"plots/loss.png", "worst_validation_rows.json", "memory.txt", "outputs.json"} <= home.artifacts(finished)
     assert "planner.error" not in finished.data.tags
     version = home.client.get_model_version("planner_model", finished.data.tags["model_version"])
