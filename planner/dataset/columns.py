@@ -69,6 +69,7 @@ def edit_column(
     after: pa.StringArray,
     recipe_id: pa.StringArray,
     servings: pa.StringArray,
+    *,
     notes: Notes,
 ) -> pa.StructArray:
     """Edits of the contract from the events' members; what an edit must have and lacks is null and counted.

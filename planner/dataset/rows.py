@@ -164,7 +164,7 @@ def _context(texts: pa.StringArray, notes: Notes) -> pa.StringArray:
 
 def _edits(connection: Connection, ids: pa.ListArray, notes: Notes) -> pa.ListArray:
     table = fetch_columns(connection, _EDITS, "FROM exp.events", "payload", ids.flatten())
-    edits = edit_column(*(column_of(column) for column in table.columns[1:]), notes)
+    edits = edit_column(*(column_of(column) for column in table.columns[1:]), notes=notes)
     places = pc.index_in(ids.flatten(), column_of(table.column(0)))
     return pa.ListArray.from_arrays(arrays.offsets_of(ids), edits.take(places))
 

@@ -176,7 +176,10 @@ def test_fingerprint_leaves_out_what_the_build_cannot_see(database_url: str) -> 
         ({"max_excluded_share": 1.5}, "less"),
         ({"checks": {"nulls": "warn"}}, "there is no check 'nulls'"),
         ({"checks": {"no_nulls": "off"}}, "'error' or 'warn'"),
-        ({"shards": 3}, "not permitted"),
+        ({"shards": 0}, "greater"),
+        ({"processes": 1.5}, "integer"),
+        ({"reuse": "../x"}, "name of a version"),
+        ({"partitions": 3}, "not permitted"),
     ],
 )
 def test_config_refuses(changes: dict[str, object], told: str) -> None:
