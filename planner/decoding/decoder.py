@@ -27,14 +27,14 @@ from planner.contracts.errors import ContractError
 from planner.contracts.plan import EMPTY_PLAN
 from planner.contracts.prompt import default_servings, encode_prompt, render_prompt
 from planner.contracts.request import Household, Request
-from planner.decoding.constraints import Allowed, ConstraintIndex
+from planner.decoding.constraints import Allowed
 from planner.decoding.guess import Guesser, Leaves
+from planner.decoding.legal import LegalTokens
 from planner.decoding.moves import PlanMoves
 from planner.decoding.packed import PackedModel, RowCache
 from planner.decoding.result import PlanResult
 from planner.decoding.sampling import Sampler, Sampling
 from planner.decoding.search import DishSearch
-from planner.decoding.trie import build_trie
 
 Decide = Literal["token", "dish"]
 
@@ -99,10 +99,10 @@ class Decoder:
         call_tokens: float | None = None,
     ) -> None:
         self.catalogue = catalogue
-        self.trie = build_trie(catalogue, tokenizer)
-        self.constraints = ConstraintIndex(catalogue)
+        self.legal = LegalTokens(catalogue, tokenizer, repeats=repeats)
+        self.trie, self.constraints = self.legal.trie, self.legal.constraints
         self.packed = PackedModel(model)
-        self._tokenizer, self._max_rows, self._repeats, self._guess = tokenizer, max_rows, repeats, guess
+        self._tokenizer, self._max_rows, self._guess = tokenizer, max_rows, guess
         self._tokens = decide == "token"
         kind = self.packed.device.type
         self._call_tokens = CALL_TOKENS.get(kind, CALL_TOKENS["cpu"]) if call_tokens is None else call_tokens
@@ -143,22 +143,6 @@ class Decoder:
             )
         return [results[index] for index in range(len(requests))]
 
-    def moves(self, request: Request) -> PlanMoves:
-        """The legal moves of a request's plan, from its beginning."""
-        return self._moves(request, self.constraints.allowed(request))
-
-    def allowed_tokens(self, prefix: Sequence[int], request: Request) -> list[int]:
-        """The tokens that may follow `prefix`, the plan's tokens so far; a pure function, for other decoders."""
-        moves = self.moves(request)
-        for token in prefix:
-            moves.take(token)
-        return [int(token) for token in moves.legal_tokens()]
-
-    def _moves(self, request: Request, allowed: Allowed) -> PlanMoves:
-        costs = self.constraints.cost_cents
-        usual = default_servings(request)
-        return PlanMoves(self.trie, self.catalogue, costs, allowed, usual, repeats=self._repeats)
-
     def _new_row(self, index: int, request: Request, allowed: Allowed, sampling: Sampling | None) -> _Row:
         prompt = self._encode(request)
         most = self.packed.max_positions - ROOM_FOR_PLAN
@@ -167,7 +151,7 @@ class Decoder:
                 f"Invalid request: its text has {len(prompt)} tokens, and the model takes {most} beside a plan. "
                 "Shorten pantry, preferences and exclusions."
             )
-        moves = self._moves(request, allowed)
+        moves = self.legal.moves(request, allowed)
         legal = moves.run_forced()
         usual, previous = default_servings(request), request.previous_plan
         guesser = Guesser(self.trie, self._leaves, self._row_of, previous, usual) if self._guess else None

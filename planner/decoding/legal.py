@@ -13,7 +13,7 @@ from typing import Any
 from planner.contracts.catalogue import Catalogue, Recipe
 from planner.contracts.prompt import default_servings
 from planner.contracts.request import Request
-from planner.decoding.constraints import ConstraintIndex
+from planner.decoding.constraints import Allowed, ConstraintIndex
 from planner.decoding.files import read_json
 from planner.decoding.moves import PlanMoves
 from planner.decoding.trie import CatalogueTrie, build_trie
@@ -52,10 +52,16 @@ class LegalTokens:
         """Why no plan can satisfy the request, or None; such a request needs no decoding at all."""
         return self.constraints.infeasible_reason(self.constraints.allowed(request))
 
-    def moves(self, request: Request) -> PlanMoves:
-        """A plan's walk from its beginning, for decoders that keep one a request and `take` each token."""
-        allowed, usual = self.constraints.allowed(request), default_servings(request)
-        return PlanMoves(self.trie, self.catalogue, self.constraints.cost_cents, allowed, usual, repeats=self._repeats)
+    def moves(self, request: Request, allowed: Allowed | None = None) -> PlanMoves:
+        """A plan's walk from its beginning, for decoders that keep one a request and `take` each token.
+
+        Args:
+            request: what is planned for.
+            allowed: the recipes that it allows, where they are known already.
+        """
+        allowed = self.constraints.allowed(request) if allowed is None else allowed
+        costs, usual = self.constraints.cost_cents, default_servings(request)
+        return PlanMoves(self.trie, self.catalogue, costs, allowed, usual, repeats=self._repeats)
 
     def after(self, prefix: Sequence[int], request: Request) -> list[int]:
         """The tokens that may follow `prefix`, the plan's tokens so far; none behind the end."""

@@ -198,5 +198,5 @@ def test_allowed_tokens_follow_a_prefix(base, small, requests):
     naive = Naive(base.tokenizer, small, request)
     tokens = naive_plan_tokens(base.model, base.tokenizer, small, request)
     for stop in range(len(tokens)):
-        assert decoder.allowed_tokens(tokens[:stop], request) == naive(tokens[:stop])
-    assert decoder.allowed_tokens(tokens, request) == []
+        assert decoder.legal.after(tokens[:stop], request) == naive(tokens[:stop])
+    assert decoder.legal.after(tokens, request) == []

@@ -189,7 +189,7 @@ def test_dish_that_is_not_allowed_any_more_is_not_guessed(base):
     guesser = Guesser(decoder.trie, leaves, row_of, previous, 2)
 
     def text(request):
-        pieces = guesser.draft(decoder.moves(request), 1e9)
+        pieces = guesser.draft(decoder.legal.moves(request), 1e9)
         return base.tokenizer.decode([token for piece in pieces for token in piece.tokens])
 
     assert text(request).startswith(f"Mon: {dish.title}\nTue:")
@@ -201,7 +201,7 @@ def test_kind_of_guess_that_fails_is_made_no_more(base):
     catalogue = tiny_catalogue(40)
     decoder = decoder_with(base, catalogue, guess=True)
     guesser = Guesser(decoder.trie, Leaves.of(decoder.trie, 40), {}, None, 2)
-    moves = decoder.moves(Request(Household("h", 2)))
+    moves = decoder.legal.moves(Request(Household("h", 2)))
     assert [piece.kind for piece in guesser.draft(moves, 4.0)] == ["day"]
     for _ in range(30):
         guesser.learn([Piece("day", (1, 2))], 1)
