@@ -173,7 +173,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def test_a_real_browser_shows_the_page_without_sideways_scrolling(
     tmp_path: Path, replayed: tuple[Replay, GateResult], width: int
 ) -> None:
-    write_report(tmp_path, *replayed, CATALOGUE)
+    lineage = {"commit": "a" * 40, "candidate": f"version 4 (lora), files {'b' * 64}", "dataset": f"/{'long/' * 30}"}
+    write_report(tmp_path, *replayed, CATALOGUE, lineage=lineage)
     # Headless windows have a least width; a frame has none. The frame writes what it measured into the outer page.
     (tmp_path / "frame.html").write_text(
         f"<iframe id=f src=report.html style='width:{width}px;height:900px;border:0' onload=\""
