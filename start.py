@@ -23,19 +23,24 @@ BINARIES = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 CONSTRAINTS = PROJECT / "constraints.txt"
 
 
-def set_up() -> None:
-    """Create the environment with the pinned packages, unless it is there already, whole and for the same pins."""
-    stamp = ENVIRONMENT / "planner-pins"
+def set_up(extra: str | None = None) -> None:
+    """Create the environment with the pinned packages, unless it is there already, whole and for the same pins.
+
+    With `extra`, add the packages of that extra to the environment that is there.
+    """
+    stamp = ENVIRONMENT / ("planner-pins" if extra is None else f"planner-pins-{extra}")
     wanted = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes() + CONSTRAINTS.read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted:
         return
-    print(f"Setting up {ENVIRONMENT} (some minutes, once) …", file=sys.stderr, flush=True)
+    what = "some minutes" if extra is None else f"the extra {extra}"
+    print(f"Setting up {ENVIRONMENT} ({what}, once) …", file=sys.stderr, flush=True)
     stamp.unlink(missing_ok=True)
     if not (BINARIES / "python").exists() and not (BINARIES / "python.exe").exists():
         shutil.rmtree(ENVIRONMENT, ignore_errors=True)
         venv.create(ENVIRONMENT, with_pip=True, symlinks=os.name != "nt")
     with (PROJECT / "pyproject.toml").open("rb") as file:
-        pins = tomllib.load(file)["project"]["dependencies"]
+        project = tomllib.load(file)["project"]
+    pins = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
     install = [BINARIES / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, *pins, "--constraint", CONSTRAINTS], check=True)
     # Written last: an installation that was killed is done again and never taken for whole.
@@ -54,6 +59,8 @@ def main(arguments: list[str]) -> int:
         return 0 if command in {"-h", "--help"} else 2
     try:
         set_up()
+        if command == "test" and shutil.which("java"):
+            set_up("spark")  # Spark needs a Java; where there is one, its tests run as well
     except subprocess.CalledProcessError as error:
         print(
             f"The packages could not be installed (pip exited with {error.returncode}); its message is above. "
