@@ -41,7 +41,7 @@ def merged(streams: Sequence[Iterable[pa.RecordBatch]], *, compare: bool = False
 
 
 def taken_rows(training: Path, sources: Path, numbers: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """The rows of a version by number, ascending, a row group at a time.
+    """The rows of a version by number, ascending, a few thousand at a time.
 
     Args:
         training: the version's rows.
@@ -57,12 +57,25 @@ def taken_rows(training: Path, sources: Path, numbers: np.ndarray) -> Iterator[p
             stop = start + rows.metadata.row_group(group).num_rows
             low, high = np.searchsorted(numbers, [start, stop])
             if high > low:
-                table = rows.read_row_group(group).append_column(
-                    ROW_SCHEMA.field("source"), fingerprints.read_row_group(group).column("source")
-                )
-                chosen = table.take(pa.array(numbers[low:high] - start)).cast(ROW_SCHEMA).combine_chunks()
-                yield from chosen.to_batches(max_chunksize=_BATCH_ROWS)
+                prints = fingerprints.read_row_group(group).column("source")
+                yield from _chosen(rows, group, prints, numbers[low:high] - start)
             start = stop
+
+
+def _chosen(
+    rows: pq.ParquetFile, group: int, sources: pa.ChunkedArray, numbers: np.ndarray
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group by number in it, a few thousand at a time: a whole group decoded is large."""
+    start = 0
+    for batch in rows.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
+        low, high = np.searchsorted(numbers, [start, start + batch.num_rows])
+        if high > low:
+            table = pa.Table.from_batches([batch]).append_column(
+                ROW_SCHEMA.field("source"), sources.slice(start, batch.num_rows)
+            )
+            chosen = table.take(pa.array(numbers[low:high] - start)).cast(ROW_SCHEMA).combine_chunks()
+            yield from chosen.to_batches()
+        start += batch.num_rows
 
 
 class _Head:
