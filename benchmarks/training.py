@@ -1,12 +1,12 @@
 """Our training step beside TRL's `SFTTrainer`: the same base, rows and first adapter, in turn, in one process.
 
-In: a base folder and the folder of a dataset version. Out: three tables: both on identical token sequences (tokens per
-CPU second, wall time, loss); a process of its own for each (peak memory); and TRL on JSON with ids, as its users would
-write it, beside our text (examples per CPU second). TRL at the settings that were its fastest here: single rows, fp32,
-nothing recomputed, loss on the targets alone by its own chunked head.
+In: a base folder and the folder of a dataset version. Out: both on identical token sequences (tokens per CPU second,
+wall time, loss), and TRL on JSON with ids, as its users would write it, beside our text (examples per CPU second); with
+`--memory` the peak of a process of its own for each (Linux). TRL at the settings that were its fastest here: single
+rows, fp32, nothing recomputed, loss on the targets alone by its own chunked head.
 
 Run: `pip install '.[benchmark]'`, then
-`python -m benchmarks.training BASE DATASET [--rows 8] [--steps 3] [--threads 1]`.
+`python -m benchmarks.training BASE DATASET [--rows 4] [--steps 2] [--threads 1] [--same-tokens | --memory]`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,22 +61,29 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="of an optimizer step")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--alone", help="run one variant and print its peak memory")
+    parser.add_argument("--same-tokens", action="store_true", help="the first table alone")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of times")
+    parser.add_argument("--alone", help="run one step of one variant and print its peak memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     compact, as_json = _rows(options)
     if options.alone:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of reading the dataset
         _times(options, compact[: options.rows], [options.alone])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        print(int(status["VmHWM"].split()[0]) / 2**20)
         return
-    _same_tokens(options, compact)
-    _memory(options)
-    _end_to_end(options, compact, as_json)
+    if options.memory:
+        _memory(options)
+        return
+    best, times = _same_tokens(options, compact)
+    if not options.same_tokens:
+        _end_to_end(options, compact, as_json, best, times)
 
 
-def _same_tokens(options: argparse.Namespace, rows: Sequence[EncodedRow]) -> None:
+def _same_tokens(options: argparse.Namespace, rows: Sequence[EncodedRow]) -> tuple[str, Times]:
     rates = [_matmul_rate()]
     found = _times(options, rows, [TRL, *OURS])
     rates.append(_matmul_rate())
@@ -90,7 +97,9 @@ def _same_tokens(options: argparse.Namespace, rows: Sequence[EncodedRow]) -> Non
         share = _flops(options.base, rows) / options.steps / cpu / max(rates)
         losses = " ".join(f"{loss:.4f}" for loss in times.losses)
         print(f"  {name:22} {num_tokens / cpu:6.0f} tokens/CPU s  x{min(reference.cpu) / cpu:.2f} CPU  "
-              f"x{min(reference.wall) / wall:.2f} wall  {share:.0%} of matmul  losses {losses}")  # fmt: skip
+              f"x{min(reference.wall) / wall:.2f} wall  {share:.0%} of matmul  losses {losses}",
+              flush=True)  # fmt: skip
+    return min(((name, found[name]) for name in OURS), key=lambda item: min(item[1].cpu))
 
 
 def _memory(options: argparse.Namespace) -> None:
@@ -99,15 +108,15 @@ def _memory(options: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "benchmarks.training", options.base, options.dataset, "--alone", name]
         command += ["--rows", str(options.rows), "--steps", "1", "--threads", str(options.threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        print(f"  {name:22} {float(done.stdout.split()[-1]):.2f} GiB")
+        print(f"  {name:22} {float(done.stdout.split()[-1]):.2f} GiB", flush=True)
 
 
-def _end_to_end(options: argparse.Namespace, compact: Sequence[EncodedRow], as_json: Sequence[EncodedRow]) -> None:
+def _end_to_end(
+    options: argparse.Namespace, compact: Sequence[EncodedRow], as_json: Sequence[EncodedRow], best: str, ours: Times
+) -> None:
     theirs = _times(options, as_json, [TRL])[TRL]
-    ours = _times(options, compact, list(OURS))
-    name, best = min(ours.items(), key=lambda item: min(item[1].cpu))
     print("End to end: TRL on JSON with ids, ours on the rendered text, the same examples")
-    for label, rows, times in ((f"{TRL}, JSON", as_json, theirs), (f"{name}, text", compact, best)):
+    for label, rows, times in ((f"{TRL}, JSON", as_json, theirs), (f"{best}, text", compact, ours)):
         length, cpu = sum(row.num_tokens for row in rows) / len(rows), min(times.cpu)
         ratio = min(theirs.cpu) / cpu
         print(f"  {label:28} {length:5.0f} tokens a row  {options.rows / cpu:6.2f} examples/CPU s  x{ratio:.2f}")
@@ -237,7 +246,8 @@ def _rows(options: argparse.Namespace) -> tuple[list[EncodedRow], list[EncodedRo
     version, most = open_version(options.dataset), options.rows * options.steps
     tokenizer = AutoTokenizer.from_pretrained(options.base)
     texts = text_rows(iter_examples(version, split="train"), read_catalogue(version), most=most)
-    examples = {e.event_id: e for e in iter_examples(version, split="train")}
+    chosen = {text.event_id for text in texts}
+    examples = {e.event_id: e for e in iter_examples(version, split="train") if e.event_id in chosen}
     compact = encode_rows(tokenizer, texts, max_tokens=8192, max_overlong_share=0).rows
     as_json = []
     for text in texts:
