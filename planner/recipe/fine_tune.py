@@ -73,7 +73,7 @@ def fine_tune(config: ResolvedConfig, run: StepRun, console: Console) -> None:
         best_epoch=report.best_epoch,
         resumed_from_step=report.resumed_from_step,
         lines=[
-            str(report.memory),
+            *_halved(report),
             *_resumed(report),
             *_unlisted(report),
             f"Registered {registered.name} version {registered.version}; read back and verified.",
@@ -190,6 +190,13 @@ def _resumed(report: TrainingReport) -> list[str]:
     if report.resumed_from_step is None:
         return []
     return [f"Went on from step {report.resumed_from_step:,} of {report.num_steps:,}, where an earlier run stopped."]
+
+
+def _halved(report: TrainingReport) -> list[str]:
+    if not report.num_halvings:
+        return []
+    tokens = report.memory.micro_batch_tokens
+    return [f"The memory ran out; forward passes were halved {report.num_halvings} times, to {tokens:,} tokens."]
 
 
 def _unlisted(report: TrainingReport) -> list[str]:

@@ -82,7 +82,7 @@ def test_killed_training_goes_on_in_its_own_run(home: Sandbox) -> None:
     assert "planner.error" not in finished.data.tags
     version = home.client.get_model_version("planner_model", finished.data.tags["model_version"])
     assert version.run_id == began.info.run_id
-    assert "Went on from step" in done.out and "Memory: " in done.out
+    assert "Went on from step" in done.out and "Memory: " in done.err
 
     again = home.step("main", until="train")
     assert again.code == 0, again.err[-3000:]
