@@ -232,6 +232,7 @@ def test_a_model_version_that_does_not_exist(sandbox: Sandbox, results: Results,
     failed(sandbox, step, line)
 
 
+@pytest.mark.slow
 def test_a_model_version_that_does_not_exist_through_mlflow_run(sandbox: Sandbox, results: Results) -> None:
     done = sandbox.mlflow_run("-e", "evaluate", "-P", "profile=tiny", "-P", "model_version=99")
     line = refused(done, "ModelError: There is no version '99' of the model 'planner_model'", by_mlflow=True)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.recipe.project import CHECKOUT, Sandbox
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]
 FRONT = """
 import json, os
 from planner.contracts.errors import ConfigError

@@ -98,6 +98,7 @@ def test_planning_leaves_random_state_and_model_alone(model):
     assert model.config._attn_implementation == implementation
 
 
+@pytest.mark.slow
 def test_eight_billion_parameters_fit_into_24_gib(capsys):
     assert main(["memory", "--base", "llama-3-8b", "--memory-gib", "24"]) == 0
     text = capsys.readouterr().out

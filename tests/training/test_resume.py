@@ -29,6 +29,9 @@ MOMENTS = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def results(base_folder, tmp_path_factory):
     done = subprocess.run(
