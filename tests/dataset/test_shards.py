@@ -59,6 +59,7 @@ def replica(crowd: str, postgres_url: str) -> Iterator[str]:
     run_statement(postgres_url, f"DROP DATABASE {copy} WITH (FORCE)")
 
 
+@pytest.mark.slow
 def test_shards_processes_and_replicas_change_no_byte(crowd: str, replica: str, tmp_path: Path) -> None:
     whole = build(crowd, tmp_path / "1", "v1")
     assert whole.num_rows > small.ROWS

@@ -215,11 +215,13 @@ def test_a_datasets_folder_that_may_not_be_written(sandbox: Sandbox) -> None:
 # --- models ---
 
 
+@pytest.mark.slow
 def test_an_unknown_base_model(sandbox: Sandbox, results: Results) -> None:
     line = refused(sandbox.step("train", model_base="gpt-17"), "Unknown base model 'gpt-17'", "smollm2-135m")
     failed(sandbox, "train", line)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_no_base_model(sandbox: Sandbox, results: Results, tmp_path: Path) -> None:
     refused(sandbox.step("train", model_base=tmp_path), str(tmp_path), "lacks config.json")
 
@@ -298,6 +300,7 @@ def test_a_url_that_is_none(sandbox: Sandbox) -> None:
     assert_hidden(sandbox, done, "s3cret")
 
 
+@pytest.mark.slow
 def test_a_wrong_password_is_refused_and_shown_nowhere(sandbox: Sandbox, guarded: str) -> None:
     right = sandbox.call(
         "steps.build_dataset", "--profile", "tiny", "--date", "2018-01-01", PLANNER_DATABASE_URL=guarded
