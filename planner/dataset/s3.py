@@ -46,10 +46,10 @@ def probe(root: str) -> None:
     Raises:
         DatasetError: refused, unreachable, or a server that overwrites silently.
     """
-    bucket, prefix = _split(root)
+    bucket, prefix = split(root)
     key = f"{prefix}/.probe-{uuid.uuid4().hex}".lstrip("/")
     with _errors(root):
-        client = _client()
+        client = new_client()
         client.put_object(Bucket=bucket, Key=key, Body=b"", IfNoneMatch="*")
         try:
             overwritten = _put_new(client, bucket, key, b"x", "")
@@ -63,11 +63,43 @@ def probe(root: str) -> None:
         )
 
 
+def new_client() -> Any:
+    """A client for the usual AWS variables and `MLFLOW_S3_ENDPOINT_URL`; it tries five times."""
+    retries = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=10, read_timeout=60)
+    return boto3.client("s3", endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None, config=retries)
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Bucket and prefix of an address, without slashes around the prefix."""
+    parts = urlsplit(uri)
+    return parts.netloc, parts.path.strip("/")
+
+
+def get(client: Any, bucket: str, key: str) -> bytes | None:
+    """An object's bytes; None without it. Errors are botocore's."""
+    try:
+        content: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+            return None
+        raise
+    return content
+
+
+@contextlib.contextmanager
+def one_line(make: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise `make(detail)` in place of what botocore says; its messages hold no credentials."""
+    try:
+        yield
+    except (ClientError, BotoCoreError) as error:
+        raise make(" ".join(str(error).split())[:300]) from None
+
+
 def read_manifest(uri: str) -> bytes | None:
     """The bytes of a version's manifest; None if there is none."""
-    bucket, prefix = _split(uri)
+    bucket, prefix = split(uri)
     with _errors(uri):
-        return _get(_client(), bucket, f"{prefix}/{_MANIFEST}")
+        return get(new_client(), bucket, f"{prefix}/{_MANIFEST}")
 
 
 def publish(
@@ -81,10 +113,10 @@ def publish(
 
     `folder` and the manifest take over the other files of an unfinished build of the same rows.
     """
-    bucket, prefix = _split(uri)
+    bucket, prefix = split(uri)
     final = {**manifest, "files": dict(manifest["files"])}
     with _errors(uri):
-        client = _client()
+        client = new_client()
         for name, entry in manifest["files"].items():
             adopted = _put_file(client, bucket, f"{prefix}/{name}", folder / name, entry["sha256"], uri)
             if adopted is not None:
@@ -104,7 +136,7 @@ def fetch_version(uri: str, cache: Path, *, verify: Callable[..., DatasetVersion
     from planner.dataset.versions import parse_manifest
 
     with _errors(uri):
-        client = _client()
+        client = new_client()
         content = _require_manifest(client, uri)
         manifest = parse_manifest(content, uri)
         folder = cache / f"{manifest['version']}-{_sha256(content)[:32]}"
@@ -132,7 +164,7 @@ def download_version(uri: str, folder: Path) -> None:
     from planner.dataset.versions import parse_manifest
 
     with _errors(uri):
-        client = _client()
+        client = new_client()
         content = _require_manifest(client, uri)
         names = parse_manifest(content, uri)["files"]
         _download_files(client, uri, content, names, folder, missing_ok=True)
@@ -144,10 +176,10 @@ def list_folders(root: str) -> dict[str, dict[str, int]]:
     Raises:
         DatasetError: the store refuses.
     """
-    bucket, prefix = _split(root)
+    bucket, prefix = split(root)
     found: dict[str, dict[str, int]] = {}
     with _errors(root):
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
+        pages = new_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
         for entry in (entry for page in pages for entry in page.get("Contents", [])):
             folder, _, name = entry["Key"].removeprefix(f"{prefix}/").partition("/")
             if name:
@@ -156,8 +188,8 @@ def list_folders(root: str) -> dict[str, dict[str, int]]:
 
 
 def _require_manifest(client: Any, uri: str) -> bytes:
-    bucket, prefix = _split(uri)
-    content = _get(client, bucket, f"{prefix}/{_MANIFEST}")
+    bucket, prefix = split(uri)
+    content = get(client, bucket, f"{prefix}/{_MANIFEST}")
     if content is None:
         raise DatasetError(
             f"There is no finished dataset at {uri} ({_MANIFEST} is missing). Build it with `mlflow run . -e "
@@ -171,7 +203,7 @@ def _require_manifest(client: Any, uri: str) -> bytes:
 def _download_files(
     client: Any, uri: str, manifest: bytes, names: Iterable[str], folder: Path, *, missing_ok: bool = False
 ) -> None:
-    bucket, prefix = _split(uri)
+    bucket, prefix = split(uri)
     for name in names:
         try:
             _download(client, bucket, f"{prefix}/{name}", folder / name, uri)
@@ -195,7 +227,7 @@ def _put_file(client: Any, bucket: str, key: str, path: Path, sha256: str, uri: 
         if head["Metadata"].get(_HASH) == sha256:
             return None
         if path.name == "schema.json":
-            other = _get(client, bucket, key) or b"{}"
+            other = get(client, bucket, key) or b"{}"
             if _without_time(other) == _without_time(path.read_bytes()):
                 return other
         if datetime.now(UTC) - head["LastModified"] < STALE_AFTER:
@@ -217,16 +249,6 @@ def _put_new(client: Any, bucket: str, key: str, body: Any, sha256: str) -> bool
             return False
         raise
     return True
-
-
-def _get(client: Any, bucket: str, key: str) -> bytes | None:
-    try:
-        content: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
-    except ClientError as error:
-        if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-            return None
-        raise
-    return content
 
 
 def _download(client: Any, bucket: str, key: str, path: Path, uri: str) -> None:
@@ -257,25 +279,11 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _client() -> Any:
-    retries = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=10, read_timeout=60)
-    return boto3.client("s3", endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None, config=retries)
-
-
-def _split(uri: str) -> tuple[str, str]:
-    parts = urlsplit(uri)
-    return parts.netloc, parts.path.strip("/")
-
-
-@contextlib.contextmanager
-def _errors(uri: str) -> Iterator[None]:
-    """One line for what the store says; botocore's messages hold no credentials."""
-    try:
-        yield
-    except (ClientError, BotoCoreError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise DatasetError(
+def _errors(uri: str) -> contextlib.AbstractContextManager[None]:
+    return one_line(
+        lambda detail: DatasetError(
             f"The store refused {uri}: {detail}. Check the bucket, the AWS variables and MLFLOW_S3_ENDPOINT_URL; "
             "nothing was published.",
             uri=uri,
-        ) from None
+        )
+    )

@@ -5,30 +5,22 @@ In: `s3://bucket/prefix`, the usual AWS variables and `MLFLOW_S3_ENDPOINT_URL`. 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import uuid
-from collections.abc import Iterator
-from typing import Any
-from urllib.parse import urlsplit
-
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from contextlib import AbstractContextManager
 
 from planner.contracts.errors import TrainingError
+from planner.dataset import s3
 
 
 class S3Store:
     """Objects under one address; a put is whole or not there, as S3 has it."""
 
     def __init__(self, uri: str) -> None:
-        parts = urlsplit(uri)
-        self._uri, self._bucket, self._prefix = uri, parts.netloc, f"{parts.path.strip('/')}/".lstrip("/")
-        retries = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=10, read_timeout=60)
-        endpoint = os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None
+        self._uri = uri
+        self._bucket, prefix = s3.split(uri)
+        self._prefix = f"{prefix}/".lstrip("/")
         with self._errors():
-            self._client: Any = boto3.client("s3", endpoint_url=endpoint, config=retries)
+            self._client = s3.new_client()
 
     def probe(self) -> None:
         """Write, read and remove an object, before hours of work rely on it.
@@ -51,13 +43,7 @@ class S3Store:
     def get(self, name: str) -> bytes | None:
         """An object's bytes; None without it."""
         with self._errors():
-            try:
-                content: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
-            except ClientError as error:
-                if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-                    return None
-                raise
-            return content
+            return s3.get(self._client, self._bucket, self._prefix + name)
 
     def names(self, prefix: str) -> list[str]:
         """The names that start with the prefix."""
@@ -73,15 +59,11 @@ class S3Store:
         with self._errors():
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """One line for what the store says; botocore's messages hold no credentials."""
-        try:
-            yield
-        except (ClientError, BotoCoreError) as error:
-            detail = " ".join(str(error).split())[:300]
-            raise TrainingError(
+    def _errors(self) -> AbstractContextManager[None]:
+        return s3.one_line(
+            lambda detail: TrainingError(
                 f"The checkpoint store {self._uri} refused: {detail}. Check train.checkpoints, the AWS variables and "
                 "MLFLOW_S3_ENDPOINT_URL, then run the same command again; it goes on from the newest checkpoint.",
                 uri=self._uri,
-            ) from None
+            )
+        )

@@ -22,7 +22,7 @@ from planner.training.checkpoint import newest_checkpoint
 from planner.training.loop import train
 
 PROJECT = Path(__file__).resolve().parents[2]
-URI = "s3://bucket/runs"
+URI = "s3://training/runs"
 # 14 rows in batches of 3, a checkpoint each second step and epoch: 0, 2, 4, 5, 6, 8, 10, 12, 14, 15. Three puts each.
 MOMENTS = {
     "": None,
@@ -58,14 +58,14 @@ def bucket(endpoint):
         for name, value in values.items():
             patch.setenv(name, value)
         client = boto3.client("s3", endpoint_url=endpoint)
-        client.create_bucket(Bucket="bucket")
+        client.create_bucket(Bucket="training")
         yield client
         client.close()
 
 
 @pytest.fixture
 def store(bucket, request):
-    return S3Store(f"s3://bucket/{request.node.name[:20]}")
+    return S3Store(f"s3://training/{request.node.name[:20]}")
 
 
 def go(model, tokenizer, texts, config, folder, store, **options):
