@@ -41,7 +41,7 @@ def working_folder(parent: Path, version: str) -> Iterator[Path]:
             (part / "probe").unlink()
         yield part
     except OSError as error:
-        raise _folder_error(parent, error) from None
+        raise folder_error(parent, error) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
         if lock is not None:
@@ -95,7 +95,8 @@ def _remove_litter(parent: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _folder_error(folder: Path, error: OSError) -> DatasetError:
+def folder_error(folder: Path, error: OSError) -> DatasetError:
+    """The error of a datasets folder that cannot be written; says what to do."""
     reason = error.strerror or str(error).split("\n")[0]
     if error.errno == errno.ENOSPC or "No space left" in str(error):
         advice = "Free some space there, or set build_dataset.datasets to another folder."

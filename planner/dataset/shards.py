@@ -30,6 +30,7 @@ from planner.contracts.errors import DatasetError, PlannerError
 from planner.dataset.database import connect, query_error
 from planner.dataset.joins import Shard
 from planner.dataset.keys import EarlierRows, KeyCounts, Window, load_keys, reused_rows
+from planner.dataset.publish import folder_error
 from planner.dataset.rows import Assembly, iter_batches
 from planner.dataset.sources import Freshness
 from planner.dataset.write import ROW_SCHEMA
@@ -177,7 +178,10 @@ def snapshot_connection(url: str, snapshot: str) -> Connection:
 
 
 def main() -> int:
-    """Build the shard that stands on the first line of the input; end when the input ends, for then nobody waits."""
+    """Build the shard that stands on the first line of the input; end when the input ends, for then nobody waits.
+
+    The folder lies within the working folder of a build, that one in the folder of the datasets.
+    """
     task = ShardTask.from_json(sys.stdin.readline())
     folder = Path(sys.argv[1])
     threading.Thread(target=_end_with_the_input, daemon=True).start()
@@ -185,6 +189,8 @@ def main() -> int:
         print(build_shard(task, folder).to_json(), flush=True)
     except PlannerError as error:
         print(error_json(error), flush=True)
+    except OSError as error:
+        print(error_json(folder_error(folder.parents[1], error)), flush=True)
     return 0
 
 
