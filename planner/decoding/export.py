@@ -22,7 +22,7 @@ from planner.contracts.catalogue import Catalogue, Recipe, text_title
 from planner.contracts.errors import ModelError
 from planner.contracts.plan import WEEKDAYS
 from planner.decoding.base import combined_hash, file_hashes, quiet_transformers
-from planner.decoding.files import MANIFEST, contents_of, read_json, sha256_of_file, verify_package, write_json
+from planner.decoding.files import MANIFEST, read_json, sha256_of_file, verify_package, whole_folder
 from planner.decoding.lora import merge_adapter
 from planner.decoding.package import load_base_of
 from planner.decoding.trie import NUMBER, USUAL, CatalogueTrie, build_trie
@@ -50,33 +50,17 @@ def export_package(package: Path, folder: Path, *, cache: Path | None = None, de
         device: where the adapter is merged; on a CPU the weights are fp32, on a GPU bf16.
 
     Raises:
-        ModelError: the model is damaged or has no weights, or the folder is in use.
+        ModelError: the model is damaged or has no weights, or the folder is in use or cannot be written.
         BaseModelError: the base model cannot be had.
     """
     verify_package(package)
     description = read_json(package / "planner.json")
     if description["kind"] != "lora":
         raise ModelError(f"The model in {package} is of kind {description['kind']!r}, which has no weights to export.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"The export's folder {folder} is not empty. Name a new one.")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        num_recipes = _write_parts(package, temporary, description, cache, device)
-        files = contents_of(temporary)
-        write_json(temporary / MANIFEST, {"files": files})
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except OSError as error:
-        raise ModelError(
-            f"The export cannot be written to {folder}: {error.strerror or error}. Choose another folder.",
-            folder=folder,
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return ExportReport(folder, len(files) + 1, sum(file["size"] for file in files.values()), num_recipes)
+    with whole_folder(folder, "export") as new:
+        num_recipes = _write_parts(package, new, description, cache, device)
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST]
+    return ExportReport(folder, len(sizes) + 1, sum(sizes), num_recipes)
 
 
 def handles_of(catalogue: Catalogue, trie: CatalogueTrie) -> Iterator[dict[str, Any]]:

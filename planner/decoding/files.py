@@ -6,12 +6,16 @@ torch nor transformers, so that a step which is reused does not wait for them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from planner.contracts.errors import ModelError
 
@@ -83,6 +87,38 @@ def contents_of(folder: Path) -> dict[str, dict[str, Any]]:
             raise changed_file(folder, name, "neither JSON nor safetensors")
         found[name] = {"sha256": sha256_of_file(path), "size": path.stat().st_size}
     return found
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, what: str) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` with its manifest when the block ends, whole or not at all.
+
+    Args:
+        folder: one that does not exist yet, or is empty.
+        what: is written, for the errors: `model`, `export`.
+
+    Raises:
+        ModelError: the folder is in use, or cannot be written, or a file is neither JSON nor safetensors.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"The {what}'s folder {folder} is not empty. Name a new one.")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        write_json(temporary / MANIFEST, {"files": contents_of(temporary)})
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"The {what} cannot be written to {folder}: {getattr(error, 'strerror', None) or error}. "
+            "Free some space there, or choose another folder.",
+            folder=folder,
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def changed_file(folder: Path, name: str, what: str) -> ModelError:

@@ -37,11 +37,11 @@ from planner.decoding.files import (
     SUFFIXES,
     Lineage,
     changed_file,
-    contents_of,
     read_json,
     read_lineage,
     sha256_of_file,
     verify_package,
+    whole_folder,
     write_json,
 )
 from planner.decoding.lora import LoraPlanner, check_adapter_folder, merge_adapter
@@ -92,14 +92,9 @@ def write_package(
         The SHA-256 of the manifest, which stands for every byte of the model.
 
     Raises:
-        ModelError: the folder is in use, or the adapter is not LoRA in safetensors.
+        ModelError: the folder is in use or cannot be written, or the adapter is not LoRA in safetensors.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"The model folder {folder} is not empty. Name a new one.")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with whole_folder(folder, "model") as new:
         description = {
             "format": FORMAT,
             "kind": "popular" if isinstance(parts, PopularPlanner) else "lora",
@@ -108,19 +103,12 @@ def write_package(
             "lineage": asdict(lineage),
         }
         if isinstance(parts, PopularPlanner):
-            write_json(temporary / "popular.json", parts.to_dict())
+            write_json(new / "popular.json", parts.to_dict())
         else:
-            description |= _write_lora(temporary, parts, embed_base=embed_base)
-        write_json(temporary / "catalogue.json", [recipe.to_dict() for recipe in catalogue.recipes])
-        write_json(temporary / "planner.json", description)
-        write_json(temporary / MANIFEST, {"files": contents_of(temporary)})
-        digest = sha256_of_file(temporary / MANIFEST)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return digest
+            description |= _write_lora(new, parts, embed_base=embed_base)
+        write_json(new / "catalogue.json", [recipe.to_dict() for recipe in catalogue.recipes])
+        write_json(new / "planner.json", description)
+    return sha256_of_file(folder / MANIFEST)
 
 
 def load_package(
