@@ -175,12 +175,12 @@ class Decoder:
         call_tokens = self._call_tokens * (1 / len(active) + ROW_SHARE)
         drafts, fed, branches = [], [], []
         for row in active:
-            pieces = row.search.branches if row.search else []
-            draft = [] if pieces or not row.guesser else row.guesser.draft(row.moves, call_tokens)
+            asked = row.search.branches if row.search else []
+            draft = row.guesser.draft(row.moves, call_tokens) if row.guesser and not asked else []
             drafts.append(draft)
-            branches.append([len(piece) for piece in pieces])
-            new = row.unfed() + [token for piece in draft for token in piece.tokens]
-            fed.append((_cache(row), [token for piece in pieces for token in piece] or new))
+            branches.append([len(piece) for piece in asked])
+            pieces: Sequence[Sequence[int]] = asked or [row.unfed(), *(piece.tokens for piece in draft)]
+            fed.append((_cache(row), [token for piece in pieces for token in piece]))
         for row, draft, states in zip(active, drafts, self.packed.forward(fed, branches), strict=True):
             row.num_calls += 1
             if row.search:
@@ -216,9 +216,9 @@ class Decoder:
         start, num_right = len(row.moves.tokens), 0
         written = row.moves.tokens
         while len(row.legal) and start + num_right == len(written) and row.search is None:
-            if not self._by_token(row) and row.moves.dishes_left() > 1:
+            if not self._by_token(row) and row.moves.leaves_open():
                 ahead = tuple(guessed[num_right:])
-                self._finish_search(row, DishSearch(self.trie, row.moves, self.packed, states[num_right:], ahead))
+                self._finish_search(row, DishSearch(row.moves, self.packed, states[num_right:], ahead))
             else:
                 row.moves.take(self._next_token(row, states[num_right]))
                 row.legal = row.moves.run_forced()

@@ -96,12 +96,14 @@ class PlanMoves:
         options = tuple(option.value for option in self._options)
         return Place(kind, self._day, self._low, self._high, self._depth, options, self._pos if options else 0)
 
-    def dishes_left(self) -> int:
-        """How many dishes the title's beginning leaves open, counted up to two; 0 where no title is being written."""
-        if self._options or self.finished:
-            return 0
-        recipes = self._trie.recipe[self._low : self._high][self.afforded(self._low, self._high)]
-        return 2 if len(recipes) and bool((recipes != recipes[0]).any()) else 1
+    def leaves_open(self) -> bool:
+        """Whether a title is being written that may still become one dish or another."""
+        return not (self._options or self.finished or self.is_dish(self._low, self._high))
+
+    def is_dish(self, low: int, high: int) -> bool:
+        """Whether the leaves from `low` to `high` that are afforded are all of one dish."""
+        recipes = self._trie.recipe[low:high][self.afforded(low, high)]
+        return high - low == 1 or bool((recipes == recipes[0]).all())
 
     def affords(self, leaf: int) -> bool:
         """Whether a leaf of the trie is allowed, not eaten yet, and within what is left of the budget."""

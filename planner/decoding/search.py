@@ -13,13 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from planner.decoding.moves import PlanMoves
 from planner.decoding.packed import PackedModel
-from planner.decoding.trie import CatalogueTrie, Pieces
+from planner.decoding.trie import Pieces
 
 WIDTH = 8  # beginnings that are looked behind in one model call
 
@@ -39,17 +38,14 @@ class DishSearch:
     """The search for one dish of one plan.
 
     Args:
-        trie: the catalogue's trie.
         moves: the plan so far, in front of a title or within one.
         packed: scores tokens.
         states: the model's last hidden state there, and behind each token of `ahead`.
         ahead: a guess of what comes next; beginnings that it goes through need no call.
     """
 
-    def __init__(
-        self, trie: CatalogueTrie, moves: PlanMoves, packed: PackedModel, states: Tensor, ahead: Pieces = ()
-    ) -> None:
-        self._trie, self._moves, self._packed = trie, moves, packed
+    def __init__(self, moves: PlanMoves, packed: PackedModel, states: Tensor, ahead: Pieces = ()) -> None:
+        self._moves, self._packed = moves, packed
         self._states, self._ahead = states, ahead
         place = moves.place()
         self._heap: list[tuple[float, int, _Node]] = []
@@ -85,30 +81,23 @@ class DishSearch:
         self._waiting = []
         while self._heap and len(self._waiting) < WIDTH:
             entry = heappop(self._heap)
-            node = self._run_forced(entry[2])
-            if not self._is_dish(node):
-                if self._ahead[: len(node.tokens)] == node.tokens:
-                    self._look_behind(node, self._states[len(node.tokens)])
+            node, is_dish = self._run_forced(entry[2])
+            if is_dish:
+                if self._waiting:  # the best dish that is known; what is ahead of it may hide a better one
+                    heappush(self._heap, entry)
                 else:
-                    self._waiting.append(node)
-                continue
-            if self._waiting:  # the best dish that is known; what is ahead of it may hide a better one
-                heappush(self._heap, entry)
+                    self.found = node.tokens
+                return
+            if self._ahead[: len(node.tokens)] == node.tokens:
+                self._look_behind(node, self._states[len(node.tokens)])
             else:
-                self.found = node.tokens
-            return
+                self._waiting.append(node)
 
-    def _run_forced(self, node: _Node) -> _Node:
-        """Go on while one token is legal and more than one dish is left."""
-        while not self._is_dish(node):
+    def _run_forced(self, node: _Node) -> tuple[_Node, bool]:
+        """Go on while one token is legal and more than one dish is left; whether one dish is."""
+        while not self._moves.is_dish(node.low, node.high):
             tokens, lows, highs = self._moves.legal_children(node.low, node.high, node.depth)
             if len(tokens) != 1:
-                break
+                return node, False
             node = _Node(int(lows[0]), int(highs[0]), node.depth + 1, (*node.tokens, int(tokens[0])), node.score)
-        return node
-
-    def _is_dish(self, node: _Node) -> bool:
-        if node.high - node.low == 1:
-            return True
-        recipes = self._trie.recipe[node.low : node.high][self._moves.afforded(node.low, node.high)]
-        return bool(np.all(recipes == recipes[0]))
+        return node, True
