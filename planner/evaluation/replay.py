@@ -124,7 +124,7 @@ def replay(
         ReplayError: no rows, rows of another split or trained on, an event twice, catalogues too far apart, a planner
             that does not answer every request, or a folder that cannot be written.
     """
-    trained_on = _check_lineage(lineage, baseline_lineage, split, allow_trained_rows)
+    trained_on = check_lineage(lineage, baseline_lineage, split, allow_trained_rows)
     planners = dict(zip(PLANNERS, (candidate, baseline), strict=True))
     differences = {
         name: _check_catalogue(name, planner.catalogue, catalogue, max_catalogue_difference)
@@ -206,8 +206,12 @@ def plan_batch(
     return write_part(folder / "parts", batch.index, batch.key, rows, costs)
 
 
-def _check_lineage(lineage: Lineage, baseline: Lineage | None, split: str, allowed: bool) -> bool:
-    """Whether rows were trained on. A household keeps its split in every dataset version, so the split decides."""
+def check_lineage(lineage: Lineage, baseline: Lineage | None, split: str, allowed: bool) -> bool:
+    """Whether rows were trained on. A household keeps its split in every dataset version, so the split decides.
+
+    Raises:
+        ReplayError: they were, and were not asked for by name (`allowed`).
+    """
     trained = False
     for name, known in (("candidate", lineage), ("baseline", baseline)):
         if known is None or (known.split is not None and known.split != split):

@@ -29,7 +29,7 @@ from planner.evaluation.config import EvaluateConfig
 from planner.evaluation.figures import difference_metrics
 from planner.evaluation.gate import Subject, decide, gate_metrics
 from planner.evaluation.replay import Lineage as ReplayLineage
-from planner.evaluation.replay import Replay, replay
+from planner.evaluation.replay import Replay, check_lineage, replay
 from planner.evaluation.report import write_report
 from planner.evaluation.shards import Job
 from planner.promotion.candidate import mark_candidate
@@ -212,6 +212,8 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
     console.progress(0, None, "load the models")
     packages = {who: local_package(step.model_name, v.version) for who, v in _both(contest).items()}
     lineages = {who: _lineage(path, step.split) for who, path in packages.items()}
+    # Before workers spend hours on rows that are refused.
+    check_lineage(lineages["candidate"], lineages["baseline"], step.split, step.asks_for_training_rows)
     opening = partial(open_contest, packages["candidate"], packages["baseline"], version, step)
     folder = config.folder / "replay" / (run.fingerprint or run.run_id)
     identity = {
