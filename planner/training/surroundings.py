@@ -20,6 +20,7 @@ from planner.training.text import EncodedRows
 _FREE = {
     "dataset",
     "model_name",
+    "decide",
     "embed_base",
     "checkpoints",
     "checkpoint_every",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from planner.contracts.errors import TrainingError
@@ -35,19 +35,34 @@ class TokenCache:
     key: str
 
     def rows(self, split: str, encode: Callable[[], EncodedRows]) -> EncodedRows:
-        """The rows of a split, encoded now or at an earlier start. A damaged file is encoded anew."""
+        """The rows of a split, encoded now or at an earlier start. A damaged file is encoded anew.
+
+        Raises:
+            TrainingError: the folder cannot be written.
+        """
         name = hashlib.sha256(f"{split} {self.key}".encode()).hexdigest()[:32]
         path = self.folder / f"{name}.npz"
         found = _read(path)
         if found is None:
             found = encode()
-            _write(path, found)
-            self._remove_old()
+            try:
+                self._keep(path, found)
+            except OSError as error:
+                raise TrainingError(
+                    f"The encoded rows cannot be kept in {self.folder} ({error.strerror or error}), and checkpoints "
+                    "would not fit either. Free some space there, or set `folder` to another place.",
+                    folder=self.folder,
+                ) from error
         return found
 
-    def _remove_old(self) -> None:
-        for path in sorted(self.folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)[:-KEEP]:
-            path.unlink(missing_ok=True)
+    def _keep(self, path: Path, found: EncodedRows) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
+            for litter in self.folder.glob("*.part"):  # of a kill: nobody else writes now
+                litter.unlink()
+            _write(path, found)
+            for old in sorted(self.folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)[:-KEEP]:
+                old.unlink()
 
 
 def encoded_splits(
@@ -96,8 +111,7 @@ def _write(path: Path, encoded: EncodedRows) -> None:
         "event_ids": [row.event_id for row in rows],
         "legal": [row.legal_ids is not None for row in rows],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(".part")
     arrays: dict[str, Any] = {
         "head": np.frombuffer(json.dumps(head).encode(), dtype=np.uint8),
         **_packed("prompt", [row.prompt_ids for row in rows]),
@@ -106,7 +120,7 @@ def _write(path: Path, encoded: EncodedRows) -> None:
     }
     with part.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _read(path: Path) -> EncodedRows | None:
