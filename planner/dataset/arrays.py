@@ -26,8 +26,8 @@ def items(rows: Sequence[Sequence[Item]]) -> pa.ListArray:
 
 
 def offsets_of(lists: pa.ListArray) -> pa.Int32Array:
-    """Where each list begins in `lists.flatten()`, and where the last one ends; no list is null."""
-    lengths = pc.cast(pc.list_value_length(lists), pa.int32())
+    """Where each list begins in `lists.flatten()`, and where the last one ends; null is as long as an empty list."""
+    lengths = pc.fill_null(pc.cast(pc.list_value_length(lists), pa.int32()), 0)
     return pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
 
 

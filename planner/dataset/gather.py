@@ -112,7 +112,7 @@ def _whole(
     assembly = Assembly()
     keys, counts = load_keys(connection, Window.of(config), work, earlier=earlier.rows if earlier else None)
     with contextlib.closing(keys):
-        streams = [iter_batches(connection, keys, known, assembly)]
+        streams = [iter_batches(connection, keys, known, assembly, progress)]
         num_rows = _write(streams, reused_rows(keys), counts, folder, earlier, progress)
     return Gathered(num_rows, counts, assembly)
 

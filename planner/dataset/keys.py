@@ -1,7 +1,7 @@
 """Which plans become rows, and which other rows belong to each: ids and times only, joined as of plan time.
 
 In: one read-only snapshot of the database. Out: a DuckDB connection with the table `plans`, one row per accepted plan
-that may become a row, in the order of the file; the wide values are fetched by these ids later (`values.py`).
+that may become a row, in the order of the file; the wide values are brought to these rows later (`wide.py`).
 
 The narrow columns come by COPY and are joined in DuckDB: on 300,000 plans this took half the CPU of one SQL statement
 (docs/dataset.md).
@@ -18,9 +18,9 @@ import numpy as np
 from psycopg2.extensions import connection as Connection
 
 from planner.dataset.config import DatasetConfig
-from planner.dataset.joins import CHOICE, EARLIER, JOIN, REASONS, Shard, sources_sql
+from planner.dataset.joins import CHOICE, EARLIER, JOIN, REASONS, Shard, events_sql, sources_sql
 from planner.dataset.sources import Freshness
-from planner.dataset.stream import copy_table
+from planner.dataset.stream import copy_table, stored_order
 
 DUCKDB_MEMORY = "250MB"
 # Of the rows that could be taken from an earlier version, one in so many is built all the same and compared.
@@ -82,6 +82,23 @@ class KeyCounts:
     late_pantry: int = 0
 
 
+@dataclass(frozen=True)
+class Keys:
+    """The joined keys of a build: `engine` has the table `plans`.
+
+    `events` is the `FROM …` of the events that were read, `num_events` their number; `folder` is for spilled values.
+    """
+
+    engine: duckdb.DuckDBPyConnection
+    events: str
+    num_events: int
+    folder: Path
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.engine.close()
+
+
 def load_keys(
     connection: Connection,
     window: Window,
@@ -89,27 +106,31 @@ def load_keys(
     *,
     shard: Shard | None = None,
     earlier: EarlierRows | None = None,
-) -> tuple[duckdb.DuckDBPyConnection, KeyCounts]:
+) -> tuple[Keys, KeyCounts]:
     """Copy the narrow columns and join them.
 
     Args:
         connection: in the snapshot that the whole build reads.
         window: acceptances to take.
-        folder: where DuckDB may spill.
+        folder: where DuckDB may spill, and values wait for their rows.
         shard: the households to take; None for all.
         earlier: rows that need not be built again where their sources are unchanged; `reused_rows` numbers them.
 
     Raises:
         DatabaseError: the server refused or went away.
     """
+    folder.mkdir(exist_ok=True)
     keys = duckdb.connect(":memory:")
     keys.execute(f"SET memory_limit = '{DUCKDB_MEMORY}'")
     keys.execute("SET temp_directory = ?", [str(folder)])
     keys.execute("SET autoinstall_known_extensions = false")
     keys.execute("SET autoload_known_extensions = false")
     fresh = f"{earlier.fresh.sql('x')} AS fresh" if earlier else "false AS fresh"
-    for table, columns, query in sources_sql(window.end_us, shard or Shard(), with_xmin=earlier is not None):
-        copy_table(connection, keys, table, columns, query, added=fresh)
+    shard = shard or Shard()
+    num_rows = {}
+    with stored_order(connection):
+        for table, columns, query in sources_sql(window.end_us, shard, with_xmin=earlier is not None):
+            num_rows[table] = copy_table(connection, keys, table, columns, query, added=fresh)
     (no_plan_id, no_time), *_ = keys.execute(
         "SELECT count(*) FILTER (p IS NULL AND us >= $1), count(*) FILTER (us IS NULL) FROM events", [window.start_us]
     ).fetchall()
@@ -125,7 +146,7 @@ def load_keys(
         "'taken'"
     ).fetchall()[0]
     keys.execute("DROP TABLE candidates")
-    return keys, KeyCounts(
+    return Keys(keys, events_sql(window.end_us, shard), num_rows["events"], folder), KeyCounts(
         sum(found.values()),
         int(found.get(None, 0)),
         exclusions,
@@ -138,9 +159,11 @@ def load_keys(
     )
 
 
-def reused_rows(keys: duckdb.DuckDBPyConnection) -> np.ndarray:
+def reused_rows(keys: Keys) -> np.ndarray:
     """Numbers of the earlier version's rows to take, ascending; those that are built all the same are among them."""
-    numbers: np.ndarray = keys.execute("SELECT row FROM reused ORDER BY row").fetchnumpy()["row"].astype(np.int64)
+    numbers: np.ndarray = (
+        keys.engine.execute("SELECT row FROM reused ORDER BY row").fetchnumpy()["row"].astype(np.int64)
+    )
     return numbers
 
 

@@ -1,30 +1,31 @@
-"""The rows of a dataset version, batch by batch: wide values fetched by id and set beside the keys.
+"""The rows of a dataset version, range by range: wide values set beside the keys.
 
 In: the database's snapshot and the `plans` of `keys.py`. Out: record batches of `ROW_SCHEMA` in the order of the file,
-and counts of what was left out. Memory is bounded by the batch, not by the window.
+and counts of what was left out. Memory is bounded by the range, not by the window.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts import schema
 from planner.contracts.split import split_of
-from planner.dataset import arrays, values
-from planner.dataset.columns import column_of, edit_column, item_column
-from planner.dataset.fetch import fetch_columns, fetch_rows, query
-from planner.dataset.plans import fetch_events, previous_plans
+from planner.dataset import arrays, spool, values
+from planner.dataset.columns import column_of, plan_structs
+from planner.dataset.keys import Keys
+from planner.dataset.plans import previous_plans
+from planner.dataset.spool import Spool
 from planner.dataset.values import Notes
+from planner.dataset.wide import Progress, WideValues, wide_values
 from planner.dataset.write import ROW_SCHEMA
-
-BATCH_PLANS = 4096
 
 
 @dataclass
@@ -38,116 +39,138 @@ class Assembly:
 
 
 def iter_batches(
-    connection: Connection, keys: duckdb.DuckDBPyConnection, known_recipes: Collection[str], assembly: Assembly
+    connection: Connection,
+    keys: Keys,
+    known_recipes: Collection[str],
+    assembly: Assembly,
+    progress: Progress = lambda done, total, what: None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows in the order of `plans`, without those whose accepted plan breaks the contract.
+
+    Args:
+        connection: in the snapshot that the whole build reads.
+        keys: joined.
+        known_recipes: ids of the catalogue.
+        assembly: where it is counted.
+        progress: told what is read before there is a row.
 
     Raises:
         DatabaseError: the server refused or went away.
     """
     known = pa.array(known_recipes, pa.string())
-    (total,), *_ = keys.execute("SELECT count(*) FROM plans").fetchall()
-    for start in range(0, total, BATCH_PLANS):
-        plans = keys.sql(
-            "SELECT ordinal, h, p, t, generated_id::VARCHAR AS generated_id, accepted_us, accepted_id::VARCHAR AS "
-            "accepted_id, pantry_id, pantry_us, previous_rn, previous_id::VARCHAR AS previous_id, previous_p, "
-            "previous_us, limit_us, edit_ids::VARCHAR[] AS edit_ids, source FROM plans "
-            f"WHERE ordinal >= {start} AND ordinal < {start + BATCH_PLANS} ORDER BY ordinal"
-        ).to_arrow_table()
-        yield _assemble(connection, keys, plans, known, assembly)
+    (total,), *_ = keys.engine.execute("SELECT count(*) FROM plans").fetchall()
+    with wide_values(connection, keys, known, assembly.notes, progress) as values:
+        for start in range(0, total, spool.RANGE_ROWS):
+            stop = start + spool.RANGE_ROWS
+            plans = keys.engine.sql(
+                "SELECT * EXCLUDE (generated_id, accepted_id, edit_ids), accepted_id::VARCHAR AS accepted_id, "
+                f"substr(p, 2) AS plan_id FROM plans WHERE ordinal >= {start} AND ordinal < {stop} ORDER BY ordinal"
+            ).to_arrow_table()
+            yield _assemble(connection, keys, plans, _Range(values, start, len(plans)), assembly)
 
 
-def _assemble(
-    connection: Connection,
-    keys: duckdb.DuckDBPyConnection,
-    plans: pa.Table,
-    known: pa.StringArray,
-    assembly: Assembly,
-) -> pa.RecordBatch:
+class _Range:
+    """The values of the rows of one range, by row: null, or no edit, where there is none."""
+
+    def __init__(self, values: WideValues, start: int, num_rows: int) -> None:
+        self._start, self._num_rows = start, num_rows
+        self.generated, self.accepted, self.previous, self.pantries = (
+            self._single(kind) for kind in (values.generated, values.accepted, values.previous, values.pantries)
+        )
+        edits = values.edits.read(start)
+        row, rank = (column_of(edits.column(name)).to_numpy() for name in ("row", "rank"))
+        sorted_edits = column_of(edits.column("edit")).take(pa.array(np.lexsort((rank, row))))
+        counts = np.bincount(row - start, minlength=num_rows)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+        self.edits = pa.ListArray.from_arrays(offsets, sorted_edits)
+
+    def _single(self, kind: Spool) -> dict[str, pa.Array]:
+        table = kind.read(self._start)
+        at = np.full(self._num_rows, -1)
+        at[column_of(table.column("row")).to_numpy() - self._start] = np.arange(len(table))
+        places = pa.array(at, mask=at < 0)
+        return {name: column_of(table.column(name)).take(places) for name in table.column_names if name != "row"}
+
+
+def _assemble(connection: Connection, keys: Keys, plans: pa.Table, found: _Range, assembly: Assembly) -> pa.RecordBatch:
     notes = assembly.notes
-    ids = column_of(plans.column("accepted_id"))
-    accepted = fetch_events(connection, _ACCEPTED, ids, known).at(ids)
-    valid = accepted.plans.is_valid()
-    kept, accepted = plans.filter(valid), accepted.filter(valid)
+    valid = found.accepted["meals"].is_valid()
+    kept = plans.filter(valid)
+    accepted, generated = (
+        {name: column.filter(valid) for name, column in members.items()}
+        for members in (found.accepted, found.generated)
+    )
     key = {name: column_of(kept.column(name)) for name in kept.column_names}
     assembly.invalid_plans += len(plans) - len(kept)
-    generated = fetch_events(connection, _GENERATED, key["generated_id"], known).at(key["generated_id"])
-    previous = previous_plans(connection, keys, kept)
+    previous = previous_plans(connection, keys, kept, found.previous["meals"].filter(valid))
     assembly.late_previous += previous.late
     assembly.late_pantry += pc.sum(pc.greater(key["pantry_us"], key["t"])).as_py() or 0
-    homes, plan_ids, last_policy = accepted.members
-    workflow, mode, policy = (_context(member, notes) for member in generated.members)
+    workflow, mode, policy = (_context(generated[member], notes) for member in ("workflow", "mode", "policy"))
     # The acceptance's policy counts only where the generation names none.
-    last_policy = _context(pc.if_else(policy.is_valid(), None, last_policy), notes)
-    household, region = _households(connection, homes, notes)
-    splits = homes.dictionary_encode()
+    last_policy = _context(pc.if_else(policy.is_valid(), None, accepted["policy"]), notes)
+    home, limits = (_members(key[name]) for name in ("home", "limits"))
     columns = {
         "input": [
-            household,
-            _pantries(connection, key["pantry_id"], notes),
-            _constraints(connection, homes, key["limit_us"], notes),
+            _household(home, notes),
+            _pantry(found.pantries["items"].filter(valid)),
+            _constraints(limits, notes),
             pc.fill_null(workflow, "plan-first"),
             pc.fill_null(mode, "autopilot"),
             previous.plans,
         ],
-        "target": [accepted.plans, _edits(connection, key["edit_ids"], notes)],
+        "target": [plan_structs(accepted["meals"]), found.edits.filter(valid)],
         "metadata": [
             key["accepted_us"].cast(schema.TIME),
             key["t"].cast(schema.TIME),
             pc.coalesce(policy, last_policy),
             key["accepted_id"],
-            plan_ids,
-            region,
-            generated.plans,
+            pc.coalesce(accepted["plan_id"], key["plan_id"]),
+            home["region"],
+            plan_structs(generated["meals"]),
         ],
     }
     structs = [
         pa.StructArray.from_arrays(members, fields=list(schema.TRAINING_SCHEMA.field(name).type))
         for name, members in columns.items()
     ]
-    split = pa.array([split_of(home) for home in splits.dictionary.to_pylist()], pa.string()).take(splits.indices)
+    split = _each(home["id"], split_of, pa.string())
     source = pc.if_else(previous.other, None, key["source"]).cast(pa.binary(16))
     return pa.RecordBatch.from_arrays([*structs, split, source], schema=ROW_SCHEMA)
 
 
-def _households(connection: Connection, homes: pa.StringArray, notes: Notes) -> tuple[pa.StructArray, pa.StringArray]:
-    rows = fetch_rows(connection, _HOUSEHOLDS, homes.unique().to_pylist())
-    places = pc.index_in(homes, pa.array(list(rows), pa.string()))
-    sizes, preferences, restrictions, regions = zip(*rows.values(), strict=True) if rows else ((), (), (), ())
+def _household(home: dict[str, pa.Array], notes: Notes) -> pa.StructArray:
     members = [
-        pa.array([values.int32(size, "household sizes", notes, least=0) for size in sizes], pa.int32()),
-        pa.array([values.texts(texts, notes) for texts in preferences], schema.TEXTS),
-        pa.array([values.texts(texts, notes) for texts in restrictions], schema.TEXTS),
+        home["id"],
+        _each(home["size"], lambda size: values.int32(size, "household sizes", notes, least=0), pa.int32()),
+        _each(home["preferences"], lambda text: values.json_texts(text, notes), schema.TEXTS),
+        _each(home["restrictions"], lambda text: values.json_texts(text, notes), schema.TEXTS),
     ]
-    household = pa.StructArray.from_arrays(
-        [homes, *(member.take(places) for member in members)], fields=list(schema.HOUSEHOLD)
-    )
-    return household, pa.array(regions, pa.string()).take(places)
+    return pa.StructArray.from_arrays(members, fields=list(schema.HOUSEHOLD))
 
 
-def _pantries(connection: Connection, ids: pa.Int64Array, notes: Notes) -> pa.StructArray:
-    table = fetch_columns(connection, _PANTRIES, "FROM public.pantry_snapshots", "items", ids)
-    snapshots = pa.concat_arrays([item_column(column_of(table.column(1)), notes), arrays.items([()])])
-    places = pc.index_in(ids, column_of(table.column(0)).cast(pa.int64()), skip_nulls=True)
-    return pa.StructArray.from_arrays(
-        [snapshots.take(pc.fill_null(places, len(snapshots) - 1))], fields=list(schema.INPUT.field("pantry").type)
-    )
+def _pantry(items: pa.ListArray) -> pa.StructArray:
+    empty = pa.ListArray.from_arrays(arrays.offsets_of(items), items.flatten()) if items.null_count else items
+    return pa.StructArray.from_arrays([empty], fields=list(schema.INPUT.field("pantry").type))
 
 
-def _constraints(connection: Connection, homes: pa.StringArray, times: pa.Int64Array, notes: Notes) -> pa.StructArray:
-    wanted = list(zip(homes.to_pylist(), times.to_pylist(), strict=True))
-    asked = sorted({home for home, us in wanted if us is not None})
-    rows = query(connection, _CONSTRAINTS, (asked,)) if asked else ()
-    known = {(home, us): limits for home, us, *limits in rows}
-    places = {key: place for place, key in enumerate(dict.fromkeys(wanted))}
-    limits = [known[key] if key[1] is not None else (None, None, None) for key in places]
+def _constraints(limits: dict[str, pa.Array], notes: Notes) -> pa.StructArray:
     members = [
-        pa.array([values.amount(budget, "budgets", notes) for budget, _, _ in limits], pa.float64()),
-        pa.array([values.int32(minutes, "preparation times", notes) for _, minutes, _ in limits], pa.int32()),
-        pa.array([values.texts(excluded, notes) for _, _, excluded in limits], schema.TEXTS),
+        _each(limits["budget"], lambda text: values.amount(text, "budgets", notes), pa.float64()),
+        _each(limits["minutes"], lambda minutes: values.int32(minutes, "preparation times", notes), pa.int32()),
+        _each(limits["excluded"], lambda text: values.json_texts(text, notes), schema.TEXTS),
     ]
-    chosen = pa.array([places[key] for key in wanted], pa.int64())
-    return pa.StructArray.from_arrays([member.take(chosen) for member in members], fields=list(schema.CONSTRAINTS))
+    return pa.StructArray.from_arrays(members, fields=list(schema.CONSTRAINTS))
+
+
+def _members(column: pa.StructArray) -> dict[str, pa.Array]:
+    """The members of each struct; null where the struct is null."""
+    return {field.name: pc.struct_field(column, field.name) for field in column.type}
+
+
+def _each(column: pa.Array, read: Callable[[Any], Any], kind: pa.DataType) -> pa.Array:
+    """What `read` gives for each value, asked once for each distinct one; null is a value too."""
+    coded = column.dictionary_encode(null_encoding="encode")
+    return pa.array([read(value) for value in coded.dictionary.to_pylist()], kind).take(coded.indices)
 
 
 def _context(texts: pa.StringArray, notes: Notes) -> pa.StringArray:
@@ -160,33 +183,3 @@ def _context(texts: pa.StringArray, notes: Notes) -> pa.StringArray:
         found.append(values.context_text(text, odd))
         notes.update({what: count * counts[number] for what, count in odd.items()})
     return pa.array(found, pa.string()).take(coded.indices)
-
-
-def _edits(connection: Connection, ids: pa.ListArray, notes: Notes) -> pa.ListArray:
-    table = fetch_columns(connection, _EDITS, "FROM exp.events", "payload", ids.flatten())
-    edits = edit_column(*(column_of(column) for column in table.columns[1:]), notes=notes)
-    places = pc.index_in(ids.flatten(), column_of(table.column(0)))
-    return pa.ListArray.from_arrays(arrays.offsets_of(ids), edits.take(places))
-
-
-_PLAN, _POLICY = "(payload->'plan')::text", "(context->'policy_version_id')::text"
-# The id, the plan, and what `members` hold.
-_ACCEPTED = ("id::text", _PLAN, "unit_id::text", "payload->>'plan_id'", _POLICY)
-_GENERATED = ("id::text", _PLAN, "(context->'workflow_type')::text", "(context->'mode')::text", _POLICY)
-_PANTRIES = ("id::text", "items::text")
-_EDITS = (
-    "id::text",
-    "event_type::text",
-    *(f"CASE WHEN jsonb_typeof(payload->'{name}') = 'string' THEN payload->>'{name}' END"
-      for name in ("day", "from", "to", "recipe_id")),
-    "(payload->'servings')::text",
-)  # fmt: skip
-_HOUSEHOLDS = (
-    "SELECT id::text, size, preferences::text[], dietary_restrictions::text[], region::text FROM public.households "
-    "WHERE id = ANY(%s::text[])"
-)
-_CONSTRAINTS = (
-    "SELECT household_id::text, CASE WHEN isfinite(valid_from) THEN (extract(epoch FROM valid_from) * 1000000)::bigint "
-    f"ELSE {-(2**63)} END, budget::text, max_prep_time, excluded_ingredients::text[] "
-    "FROM public.household_constraints WHERE household_id = ANY(%s::text[]) AND valid_from < '290000-01-01'"
-)

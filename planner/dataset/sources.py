@@ -26,8 +26,8 @@ from planner.dataset.database import TABLES
 _PACKAGE = Path(__file__).parents[1]
 # What decides how source rows become rows of a version.
 _CODE = (
-    *(f"dataset/{name}.py" for name in ("arrays", "columns", "fetch", "joins", "keys", "plans", "rows", "sources",
-                                        "stream", "values", "write")),
+    *(f"dataset/{name}.py" for name in ("arrays", "columns", "joins", "keys", "plans", "rows", "sources", "spool",
+                                        "stream", "values", "wide", "write")),
     "contracts/schema.py", "contracts/plan.py", "contracts/split.py",
 )  # fmt: skip
 # Columns that the fingerprint of a row's sources holds: a unique index over some of them names one source row.

@@ -100,6 +100,11 @@ def texts(values: Sequence[Any] | None, notes: Notes) -> list[str]:
     return found
 
 
+def json_texts(text: str | None, notes: Notes) -> list[str]:
+    """A `text[]` that was sent as JSON; null gives `[]`."""
+    return texts(decode(text), notes)
+
+
 def amount(text: str | None, what: str, notes: Notes) -> float | None:
     """A `numeric` as the nearest double; None for null, and counted for NaN and what no double can hold."""
     if text is None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.dataset import columns, fetch, values
+from planner.dataset import columns, stream, values, wide
 from planner.dataset.build import build_dataset
 from planner.dataset.database import connect
 from planner.dataset.values import Notes
@@ -22,11 +21,15 @@ from tests.dataset import small, traps
 from tests.dataset.payloads import KNOWN, PANTRY, PLAN
 
 
+def whole(lists: columns.Lists) -> list[Any]:
+    return lists.take(pa.array(range(len(lists.codes)), pa.int64())).to_pylist()
+
+
 @settings(max_examples=400, deadline=None)
 @given(st.lists(PANTRY, max_size=6))
 def test_pantries_read_together_are_those_read_one_by_one(texts: list[str | None]) -> None:
     one, other = Notes(), Notes()
-    found = columns.item_column(pa.array(texts, pa.string()), one).to_pylist()
+    found = whole(columns.item_column(pa.array(texts, pa.string()), one))
     wanted = [values.pantry_items(text, other) for text in texts]
     assert repr([[tuple(item.values()) for item in items] for items in found]) == repr([list(w) for w in wanted])
     assert one == other
@@ -36,12 +39,14 @@ def test_pantries_read_together_are_those_read_one_by_one(texts: list[str | None
 @given(st.lists(PLAN, max_size=6), st.booleans())
 def test_plans_read_together_are_those_read_one_by_one(texts: list[str | None], any_recipe: bool) -> None:
     known = None if any_recipe else KNOWN
-    found = columns.plan_column(pa.array(texts, pa.string()), known and pa.array(known)).to_pylist()
+    meals = columns.plan_column(pa.array(texts, pa.string()))
+    if known is not None:
+        meals = meals.without(columns.unknown_recipes(meals, pa.array(known)))
     wanted = [values.plan_meals(text, known) for text in texts]
-    assert [plan and tuple(tuple(meal.values()) for meal in plan["meals"]) for plan in found] == wanted
+    assert [plan and tuple(tuple(meal.values()) for meal in plan) for plan in whole(meals)] == wanted
 
 
-def test_the_usual_form_is_what_postgresql_prints(database_url: str) -> None:
+def test_the_usual_form_is_what_postgresql_prints(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pantry = [{"name": "rice é", "quantity": 2.5, "unit": "kg"}, {"quantity": 1, "name": "eggs"}, {"name": "salt"}]
     plan = {
         "meals": [
@@ -54,13 +59,27 @@ def test_the_usual_form_is_what_postgresql_prints(database_url: str) -> None:
             "SELECT %s::jsonb::text, '[]'::jsonb::text, %s::jsonb::text", [json.dumps(pantry), json.dumps(plan)]
         )
         items, empty, meals = cursor.fetchone() or ()
-    assert pc.match_substring_regex(pa.array([items, empty]), columns._USUAL_ITEMS).to_pylist() == [True, True]
-    assert pc.match_substring_regex(pa.array([meals]), columns._USUAL_PLAN).to_pylist() == [True]
+    read: list[list[str | None]] = []
+    monkeypatch.setattr(values, "pantry_items", lambda text, notes: read.append([text]) or ())
+    monkeypatch.setattr(values, "plan_meals", lambda text: read.append([text]))
+    assert whole(columns.item_column(pa.array([items]), Notes())) == [
+        [{"name": None, "quantity": None, "unit": None, **item} for item in pantry]
+    ]
+    assert whole(columns.plan_column(pa.array([meals]))) == [plan["meals"]]
+    assert not read
+    assert whole(columns.item_column(pa.array([empty]), Notes())) == [[]]
 
 
-@pytest.mark.parametrize("limit", [0, 100])
-def test_huge_payloads_come_one_by_one_and_change_no_byte(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text('}, {"\\:[]ab', max_size=12), min_size=1, max_size=4))
+def test_texts_that_look_like_the_ends_of_objects_are_texts(names: list[str]) -> None:
+    items = [{"name": name, "quantity": 1.0, "unit": name} for name in names]
+    text = json.dumps([{"name": name, "unit": name, "quantity": 1} for name in names])
+    assert whole(columns.item_column(pa.array([text, text]), Notes())) == [items, items]
+
+
+def test_events_come_in_a_scan_or_by_id_in_pieces_of_any_size_and_change_no_byte(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.fill(database_url)
     small.run(
@@ -69,18 +88,32 @@ def test_huge_payloads_come_one_by_one_and_change_no_byte(
         "'name', (SELECT string_agg(md5(m::text), '') FROM generate_series(1, n * 1000) m), 'quantity', 1)) "
         "FROM generate_series(1, 8) n",
     )
+    digests, ways = set(), Counter[str]()
+    for name in ("_scanned", "_by_id"):
+        original = getattr(wide, name)
+        monkeypatch.setattr(wide, name, lambda *args, o=original, n=name: ways.update([n]) or o(*args))
+    for number, (share, size) in enumerate([(0.0, 8 << 20), (0.0, 1), (2.0, 8 << 20), (2.0, 1)]):
+        monkeypatch.setattr(wide, "SCAN_SHARE", share)
+        monkeypatch.setattr(stream, "CHUNK_BYTES", size)
+        digests.add(build_dataset(database_url, small.config(tmp_path, date=f"v{number}", reuse=None)).version.digest)
+    assert len(digests) == 1 and ways == {"_scanned": 2, "_by_id": 2}
+
+
+def test_scan_in_another_order_is_noticed_and_events_come_by_id(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.fill(database_url)
     digest = build_dataset(database_url, small.config(tmp_path, date="a")).version.digest
-    monkeypatch.setattr(fetch, "_LARGE_BYTES", limit)
-    calls = Counter[str]()
-    original = fetch.query
+    original, ways = wide.copy_tables, Counter[str]()
 
-    def counted(connection: Any, statement: str, arguments: Any = None) -> Any:
-        calls["large"] += "pg_column_size" in statement
-        return original(connection, statement, arguments)
+    def shuffled(connection: Any, query: str, columns: Any, what: str) -> Any:
+        ways[what] += 1
+        return original(connection, query + " ORDER BY id DESC" * (what == "reading the events"), columns, what)
 
-    monkeypatch.setattr(fetch, "query", counted)
-    assert build_dataset(database_url, small.config(tmp_path, date="b")).version.digest == digest
-    assert calls["large"] > 0
+    monkeypatch.setattr(wide, "copy_tables", shuffled)
+    monkeypatch.setattr(wide, "SCAN_SHARE", 0.0)
+    assert build_dataset(database_url, small.config(tmp_path, date="b", reuse=None)).version.digest == digest
+    assert ways["reading the events"] == 1 and ways["reading events by id"] >= 1
 
 
 def test_texts_with_separators_and_line_breaks_survive_the_copy(database_url: str) -> None:
@@ -94,12 +127,11 @@ def test_texts_with_separators_and_line_breaks_survive_the_copy(database_url: st
     with contextlib.closing(connect(database_url)) as connection:
         traps.load(connection, tables)
         wanted = {event["id"]: (event["unit_id"], event["unit_id"], None) for event in tables["events"]}
-        table = fetch.fetch_columns(
+        tables = stream.copy_tables(
             connection,
-            ("id::text", "unit_id::text", "payload->>'plan_id'", "context::text"),
-            "FROM exp.events",
-            "payload",
-            pa.array(wanted, pa.string()),
+            "SELECT id::text, unit_id::text, payload->>'plan_id', context::text FROM exp.events",
+            dict.fromkeys(["id", "home", "plan_id", "context"], pa.string()),
+            "reading texts",
         )
-    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        rows = [tuple(row.values()) for table in tables for row in table.to_pylist()]
     assert {row[0]: row[1:] for row in rows} == wanted

@@ -14,7 +14,7 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts.errors import DatasetError
-from planner.dataset import rows
+from planner.dataset import rows, spool
 from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.config import CHECKS, DatasetConfig
 from planner.dataset.database import connect
@@ -64,7 +64,7 @@ def utc(value: object) -> object:
 def test_build_is_the_contract(
     database: Connection, database_url: str, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "BATCH_PLANS", batch)
+    monkeypatch.setattr(spool, "RANGE_ROWS", batch)
     seen_rows = 0
     seen_reasons: set[str] = set()
     for seed in range(batch * 1000, batch * 1000 + MANY // 3):
