@@ -18,7 +18,7 @@ import numpy as np
 from psycopg2.extensions import connection as Connection
 
 from planner.dataset.config import DatasetConfig
-from planner.dataset.joins import CHOICE, EARLIER, JOIN, REASONS, Shard, events_sql, sources_sql
+from planner.dataset.joins import CHOICE, EARLIER, JOIN, REASONS, Shard, events_sql, sources
 from planner.dataset.sources import Freshness
 from planner.dataset.stream import copy_table, stored_order
 
@@ -125,12 +125,13 @@ def load_keys(
     keys.execute("SET temp_directory = ?", [str(folder)])
     keys.execute("SET autoinstall_known_extensions = false")
     keys.execute("SET autoload_known_extensions = false")
-    fresh = f"{earlier.fresh.sql('x')} AS fresh" if earlier else "false AS fresh"
+    fresh = earlier.fresh.sql("x") if earlier else "false"
     shard = shard or Shard()
     num_rows = {}
     with stored_order(connection):
-        for table, columns, query in sources_sql(window.end_us, shard, with_xmin=earlier is not None):
-            num_rows[table] = copy_table(connection, keys, table, columns, query, added=fresh)
+        for table, source in sources(window.end_us, shard, with_xmin=earlier is not None).items():
+            kept = {**source.kept, "fresh": fresh}
+            num_rows[table] = copy_table(connection, keys, table, source.columns, kept, source.query)
     (no_plan_id, no_time), *_ = keys.execute(
         "SELECT count(*) FILTER (p IS NULL AND us >= $1), count(*) FILTER (us IS NULL) FROM events", [window.start_us]
     ).fetchall()

@@ -59,37 +59,38 @@ def _from_further_back(connection: Connection, keys: Keys, rows: pa.Table) -> tu
     Each round looks twice as far back, so that a household with a long row of broken plans costs a few rounds and not
     one query per plan.
     """
-    names = ("ordinal", "h", "p", "t", "previous_rn")
-    open_plans = {row["ordinal"]: row for row in rows.select(names).to_pylist()}
-    missing = [(number, row["h"], row["previous_rn"]) for number, row in open_plans.items()]
+    open_plans = {row["ordinal"]: row["t"] for row in rows.select(["ordinal", "t"]).to_pylist()}
+    missing = list(zip(open_plans, rows.column("previous_rn").to_pylist(), strict=True))
     found: dict[int, tuple[str, int]] = {}
     ids, meals = fetch_plans(connection, pa.array([], pa.string()))
     reach = 1
     while steps := _step_back(keys, missing, reach):
-        wanted = pa.array([id_ for number, id_, p, *_ in steps if p != open_plans[number]["p"]], pa.string())
+        wanted = pa.array([id_ for _, id_, same, *_ in steps if not same], pa.string())
         more_ids, more_meals = fetch_plans(connection, wanted)
         ids, meals = pa.concat_arrays([ids, more_ids]), pa.concat_arrays([meals, more_meals])
         valid = set(more_ids.filter(more_meals.is_valid()).to_pylist())
         lowest: dict[int, int] = {}
-        for number, id_, p, us, rn in steps:
+        for number, id_, same, us, rn in steps:
             lowest[number] = min(rn, lowest.get(number, rn))
-            if number not in found and p != open_plans[number]["p"] and id_ in valid:
+            if number not in found and not same and id_ in valid:
                 found[number] = (id_, us)
-        missing = [(number, open_plans[number]["h"], rn) for number, rn in lowest.items() if number not in found]
+        missing = [(number, rn) for number, rn in lowest.items() if number not in found]
         reach *= 2
-    late = sum(us >= open_plans[number]["t"] for number, (_, us) in found.items())
+    late = sum(us >= open_plans[number] for number, (_, us) in found.items())
     chosen = [found[number][0] if number in found else None for number in open_plans]
     return meals.take(pc.index_in(pa.array(chosen, pa.string()), ids, skip_nulls=True)), late
 
 
-def _step_back(keys: Keys, missing: Sequence[tuple[int, str, int]], reach: int) -> list[tuple[int, str, str, int, int]]:
+def _step_back(keys: Keys, missing: Sequence[tuple[int, int]], reach: int) -> list[tuple[int, str, bool, int, int]]:
+    """The acceptances before the given ones, the latest first: row, id, whether it is of the row's plan, time, rn."""
     if not missing:
         return []
-    todo: Any = pa.table(list(map(pa.array, zip(*missing, strict=True))), names=["ordinal", "h", "rn"])
+    todo: Any = pa.table(list(map(pa.array, zip(*missing, strict=True))), names=["ordinal", "rn"])
     keys.engine.register("todo", todo)
-    rows: list[tuple[int, str, str, int, int]] = keys.engine.execute(
-        "SELECT todo.ordinal, a.id::VARCHAR, a.p, a.us, a.rn FROM todo JOIN acceptances a ON a.h = todo.h "
-        "AND a.rn < todo.rn AND a.rn >= todo.rn - ? ORDER BY todo.ordinal, a.rn DESC",
+    rows: list[tuple[int, str, bool, int, int]] = keys.engine.execute(
+        "SELECT todo.ordinal, a.id::VARCHAR, a.p = plans.p, a.us, a.rn FROM todo JOIN plans ON plans.ordinal = "
+        "todo.ordinal JOIN acceptances a ON a.h = plans.h AND a.rn < todo.rn AND a.rn >= todo.rn - ? "
+        "ORDER BY todo.ordinal, a.rn DESC",
         [reach],
     ).fetchall()
     keys.engine.unregister("todo")

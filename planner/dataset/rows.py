@@ -63,8 +63,8 @@ def iter_batches(
         for start in range(0, total, spool.RANGE_ROWS):
             stop = start + spool.RANGE_ROWS
             plans = keys.engine.sql(
-                "SELECT * EXCLUDE (generated_id, accepted_id, edit_ids), accepted_id::VARCHAR AS accepted_id, "
-                f"substr(p, 2) AS plan_id FROM plans WHERE ordinal >= {start} AND ordinal < {stop} ORDER BY ordinal"
+                "SELECT ordinal, t, accepted_us, accepted_id::VARCHAR AS accepted_id, pantry_us, previous_rn, "
+                f"previous_us, source FROM plans WHERE ordinal >= {start} AND ordinal < {stop} ORDER BY ordinal"
             ).to_arrow_table()
             yield _assemble(connection, keys, plans, _Range(values, start, len(plans)), assembly)
 
@@ -74,8 +74,9 @@ class _Range:
 
     def __init__(self, values: WideValues, start: int, num_rows: int) -> None:
         self._start, self._num_rows = start, num_rows
-        self.generated, self.accepted, self.previous, self.pantries = (
-            self._single(kind) for kind in (values.generated, values.accepted, values.previous, values.pantries)
+        self.homes, self.generated, self.accepted, self.previous, self.pantries = (
+            self._single(kind)
+            for kind in (values.homes, values.generated, values.accepted, values.previous, values.pantries)
         )
         edits = values.edits.read(start)
         row, rank = (column_of(edits.column(name)).to_numpy() for name in ("row", "rank"))
@@ -96,9 +97,9 @@ def _assemble(connection: Connection, keys: Keys, plans: pa.Table, found: _Range
     notes = assembly.notes
     valid = found.accepted["meals"].is_valid()
     kept = plans.filter(valid)
-    accepted, generated = (
-        {name: column.filter(valid) for name, column in members.items()}
-        for members in (found.accepted, found.generated)
+    home, accepted, generated = (
+        {name: column.filter(valid) for name, column in kind.items()}
+        for kind in (found.homes, found.accepted, found.generated)
     )
     key = {name: column_of(kept.column(name)) for name in kept.column_names}
     assembly.invalid_plans += len(plans) - len(kept)
@@ -108,12 +109,11 @@ def _assemble(connection: Connection, keys: Keys, plans: pa.Table, found: _Range
     workflow, mode, policy = (_context(generated[member], notes) for member in ("workflow", "mode", "policy"))
     # The acceptance's policy counts only where the generation names none.
     last_policy = _context(pc.if_else(policy.is_valid(), None, accepted["policy"]), notes)
-    home, limits = (_members(key[name]) for name in ("home", "limits"))
     columns = {
         "input": [
             _household(home, notes),
             _pantry(found.pantries["items"].filter(valid)),
-            _constraints(limits, notes),
+            _constraints(home, notes),
             pc.fill_null(workflow, "plan-first"),
             pc.fill_null(mode, "autopilot"),
             previous.plans,
@@ -124,7 +124,7 @@ def _assemble(connection: Connection, keys: Keys, plans: pa.Table, found: _Range
             key["t"].cast(schema.TIME),
             pc.coalesce(policy, last_policy),
             key["accepted_id"],
-            pc.coalesce(accepted["plan_id"], key["plan_id"]),
+            accepted["plan_id"],
             home["region"],
             plan_structs(generated["meals"]),
         ],
@@ -153,18 +153,13 @@ def _pantry(items: pa.ListArray) -> pa.StructArray:
     return pa.StructArray.from_arrays([empty], fields=list(schema.INPUT.field("pantry").type))
 
 
-def _constraints(limits: dict[str, pa.Array], notes: Notes) -> pa.StructArray:
+def _constraints(home: dict[str, pa.Array], notes: Notes) -> pa.StructArray:
     members = [
-        _each(limits["budget"], lambda text: values.amount(text, "budgets", notes), pa.float64()),
-        _each(limits["minutes"], lambda minutes: values.int32(minutes, "preparation times", notes), pa.int32()),
-        _each(limits["excluded"], lambda text: values.json_texts(text, notes), schema.TEXTS),
+        _each(home["budget"], lambda text: values.amount(text, "budgets", notes), pa.float64()),
+        _each(home["minutes"], lambda minutes: values.int32(minutes, "preparation times", notes), pa.int32()),
+        _each(home["excluded"], lambda text: values.json_texts(text, notes), schema.TEXTS),
     ]
     return pa.StructArray.from_arrays(members, fields=list(schema.CONSTRAINTS))
-
-
-def _members(column: pa.StructArray) -> dict[str, pa.Array]:
-    """The members of each struct; null where the struct is null."""
-    return {field.name: pc.struct_field(column, field.name) for field in column.type}
 
 
 def _each(column: pa.Array, read: Callable[[Any], Any], kind: pa.DataType) -> pa.Array:

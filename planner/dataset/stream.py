@@ -21,7 +21,6 @@ from psycopg2.extensions import connection as Connection
 from planner.dataset.database import query_error
 
 CHUNK_BYTES = 8 << 20
-_ARROW = {"UUID": pa.string(), "VARCHAR": pa.string(), "BIGINT": pa.int64(), "TINYINT": pa.int8()}
 
 
 def copy_tables(
@@ -53,10 +52,9 @@ def copy_table(
     connection: Connection,
     keys: duckdb.DuckDBPyConnection,
     table: str,
-    columns: Mapping[str, str],
+    columns: Mapping[str, pa.DataType],
+    kept: Mapping[str, str],
     query: str,
-    *,
-    added: str,
 ) -> int:
     """COPY a query's rows into a new DuckDB table, and give their number.
 
@@ -64,22 +62,22 @@ def copy_table(
         connection: in the snapshot that the whole build reads.
         keys: where the table is made.
         table: its name.
-        columns: DuckDB types by name, in the order of the query; `place` becomes number of the row * 2^32 + value.
+        columns: Arrow types by name, in the order of the query; `place` becomes number of the row * 2^32 + value.
+        kept: expressions over them by column of the table.
         query: what is copied.
-        added: a further boolean column, as `expression AS name` over the others; `x` is not kept.
 
     Raises:
         DatabaseError: the server refused or went away.
     """
-    kept = {name: kind for name, kind in columns.items() if name != "x"}
-    names = ", ".join(f"{name} {kind}" for name, kind in kept.items())
-    keys.execute(f"CREATE TABLE {table} ({names}, {added.rpartition(' ')[2]} BOOLEAN)")
-    num_rows, kinds = 0, {name: _ARROW[kind] for name, kind in columns.items()}
-    for part in copy_tables(connection, query, kinds, "copying the keys"):
+    select = f"SELECT {', '.join(f'{value} AS {name}' for name, value in kept.items())} FROM part"
+    part = pa.schema(list(columns.items())).empty_table()
+    keys.execute(f"CREATE TABLE {table} AS {select}")
+    num_rows = 0
+    for part in copy_tables(connection, query, columns, "copying the keys"):
         if "place" in columns:
             places = pa.array(np.arange(num_rows, num_rows + len(part)) << 32 | part.column("place").to_numpy())
             part = part.set_column(part.column_names.index("place"), "place", places)
-        keys.execute(f"INSERT INTO {table} SELECT {', '.join(kept)}, {added} FROM part")
+        keys.execute(f"INSERT INTO {table} {select}")
         num_rows += len(part)
     return num_rows
 

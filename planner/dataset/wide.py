@@ -14,6 +14,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -26,7 +27,7 @@ from psycopg2.extensions import connection as Connection
 from planner.contracts import schema
 from planner.dataset.columns import Lists, column_of, edit_column, item_column, plan_column, unknown_recipes
 from planner.dataset.database import query_error
-from planner.dataset.joins import ACCEPTED, CHECK_SQL, EDIT, GENERATED, PANTRIES, PLACES, PREVIOUS
+from planner.dataset.joins import ACCEPTED, CHECK_SQL, EDIT, GENERATED, HOMES, PANTRIES, PLACES, PREVIOUS
 from planner.dataset.keys import Keys
 from planner.dataset.spool import Spool
 from planner.dataset.stream import copy_tables, stored_order
@@ -36,6 +37,7 @@ from planner.dataset.values import Notes
 SCAN_SHARE = 0.25
 _IDS = 4096
 _PANTRY_IDS = 100_000
+_HOMES = 30_000
 _MEALS = pa.list_(schema.MEAL)
 Progress = Callable[[int, int | None, str], None]
 
@@ -44,9 +46,12 @@ Progress = Callable[[int, int | None, str], None]
 class WideValues:
     """What was read, by kind; `row` is the number of the row that takes a value.
 
-    `generated` (meals, workflow, mode, policy), `accepted` (meals, policy, plan_id where it is long) and `previous`
-    (meals) have at most one value a row, `edits` (rank, edit) any number, `pantries` (items) at most one.
+    `generated` (meals, workflow, mode, policy), `accepted` (meals, policy, plan_id), `homes` (household and limits as
+    the keys brought them), `previous` (meals) and `pantries` (items) have at most one value a row, `edits` (rank, edit)
+    any number.
     """
+
+    homes: Spool
 
     generated: Spool
     accepted: Spool
@@ -89,6 +94,7 @@ def wide_values(
             _spool_events(_by_id(connection, keys), values, known, notes, _told(progress, total))
         assert values is not None
         keys.engine.execute("DROP TABLE places")
+        _spool_homes(keys, values.homes)
         _spool_pantries(connection, keys, values.pantries, notes, progress)
         yield values
     finally:
@@ -216,7 +222,7 @@ def _spool_plans(part: _Part, values: WideValues, known: pa.StringArray) -> None
 
 
 def _in_order(lists: Lists, places: pa.Array, texts: Sequence[pa.Array]) -> Callable[[pa.Array], list[pa.Array]]:
-    return lambda order: [lists.take(places.take(order)), *(text.take(order) for text in texts)]
+    return lambda order: [lists.take(places.take(order)), *_taken(texts, order)]
 
 
 def _spool_edits(part: _Part, spool: Spool, notes: Notes) -> None:
@@ -226,7 +232,18 @@ def _spool_edits(part: _Part, spool: Spool, notes: Notes) -> None:
         *(column_of(taken.column(name)) for name in ("type", "day", "from", "to", "recipe_id", "servings")), notes=notes
     )
     ranks = pa.array(part.rank[chosen], pa.int64())
-    spool.put(part.row[chosen], lambda order: [ranks.take(order), edits.take(order)])
+    spool.put(part.row[chosen], partial(_taken, (ranks, edits)))
+
+
+def _spool_homes(keys: Keys, spool: Spool) -> None:
+    for batch in keys.engine.cursor().sql(HOMES).to_arrow_reader(_HOMES):
+        rows, *columns = batch.columns
+        spool.put(rows.to_numpy(), partial(_taken, columns))
+    keys.engine.execute("DROP TABLE homes; DROP TABLE limits")
+
+
+def _taken(columns: Sequence[pa.Array], order: pa.Array) -> list[pa.Array]:
+    return [column.take(order) for column in columns]
 
 
 def _spool_pantries(connection: Connection, keys: Keys, spool: Spool, notes: Notes, progress: Progress) -> None:
@@ -253,7 +270,10 @@ def _spool_pantries(connection: Connection, keys: Keys, spool: Spool, notes: Not
 
 def _spools(folder: Path, name: str) -> WideValues:
     meals = pa.field("meals", _MEALS)
+    number = pa.int64()
+    home = ("id", "size", "preferences", "restrictions", "region", "budget", "minutes", "excluded")
     kinds = {
+        "homes": [pa.field(name, number if name in ("size", "minutes") else pa.string()) for name in home],
         "generated": [meals, *(pa.field(text, pa.string()) for text in ("workflow", "mode", "policy"))],
         "accepted": [meals, *(pa.field(text, pa.string()) for text in ("policy", "plan_id"))],
         "previous": [meals],
@@ -319,8 +339,7 @@ _EVENT = {
     "policy": f"CASE WHEN {_HAS_PLAN} THEN (context->'policy_version_id')::text END",
     "workflow": "CASE WHEN event_type = 'plan_generated' THEN (context->'workflow_type')::text END",
     "mode": "CASE WHEN event_type = 'plan_generated' THEN (context->'mode')::text END",
-    "plan_id": "CASE WHEN event_type = 'plan_accepted' AND octet_length(payload->>'plan_id') > 200 THEN "
-    "payload->>'plan_id' END",
+    "plan_id": "CASE WHEN event_type = 'plan_accepted' THEN payload->>'plan_id' END",
     "type": f"CASE WHEN NOT {_HAS_PLAN} THEN event_type END",
     **{name: _text(name) for name in ("day", "from", "to", "recipe_id")},
     "servings": f"CASE WHEN NOT {_HAS_PLAN} THEN (payload->'servings')::text END",
