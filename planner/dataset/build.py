@@ -90,7 +90,7 @@ def build_dataset(
             cache=cache,
         )
         version, unchanged = _publish(folder, uri, content.manifest, at_boundary, cache)
-        warnings = _catalogue_warnings(folder, version) if unchanged else ()
+        warnings = (*content.warnings, *(_catalogue_warnings(folder, version) if unchanged else ()))
     return BuildReport(
         version=version,
         num_rows=content.profile.num_rows,

@@ -22,7 +22,7 @@ from planner.dataset import versions
 from planner.dataset.card import card_html
 from planner.dataset.checks import BuildCounts, CheckResult, require_checks, run_checks
 from planner.dataset.config import DatasetConfig
-from planner.dataset.database import connect, query_error, require_tables
+from planner.dataset.database import connect, index_warning, query_error, require_tables, unindexed_tables
 from planner.dataset.distributions import distributions_of
 from planner.dataset.gather import gather
 from planner.dataset.keys import KeyCounts, event_range
@@ -48,6 +48,7 @@ class Content:
     notes: Mapping[str, int]
     manifest: Mapping[str, Any]
     reuse: Reuse
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class _Read:
     num_rows: int
     state: SourceState
     reuse: Reuse
+    warnings: tuple[str, ...]
 
 
 def write_content(
@@ -107,7 +109,8 @@ def write_content(
             "reused": {"version": read.reuse.version, "digest": read.reuse.digest, "rows": read.reuse.num_rows},
         },
     )
-    return Content(profile, read.counts.num_plans_seen, read.exclusions, checks, read.notes, manifest, read.reuse)
+    seen = read.counts.num_plans_seen
+    return Content(profile, seen, read.exclusions, checks, read.notes, manifest, read.reuse, read.warnings)
 
 
 def _write_rows(
@@ -123,6 +126,7 @@ def _write_rows(
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         try:
             require_tables(connection)
+            warnings = tuple(map(index_warning, unindexed_tables(connection)))
             recipes, catalogue, recipe_notes = read_recipes(connection)
             state = source_state(connection)
             if len(urls) > 1:
@@ -146,7 +150,9 @@ def _write_rows(
     reuse = reuse_of(earlier, gathered.counts, told)
     notes = dict(gathered.assembly.notes + recipe_notes)
     notes |= {what: count for what, count in _event_notes(gathered.counts, reuse).items() if count}
-    return _Read(catalogue, gathered.counts, gathered.assembly, exclusions, notes, gathered.num_rows, state, reuse)
+    return _Read(
+        catalogue, gathered.counts, gathered.assembly, exclusions, notes, gathered.num_rows, state, reuse, warnings
+    )
 
 
 def _differ(earlier: Earlier | None, error: RowsDifferError) -> str:

@@ -116,6 +116,31 @@ def require_tables(connection: Connection) -> None:
         _require_columns(table, wanted, columns)
 
 
+def unindexed_tables(connection: Connection) -> tuple[str, ...]:
+    """Of the tables that are read by id, those in which the server must look through all rows to find one.
+
+    Raises:
+        psycopg2.Error: the server went away.
+    """
+    found = []
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")  # a small table is scanned although it has an index
+        for table, kind in _BY_ID.items():
+            cursor.execute(f"EXPLAIN SELECT 1 FROM {table} WHERE id = ANY('{{}}'::{kind}[] || %s::{kind})", (None,))
+            if any("Seq Scan on" in line for (line,) in cursor):
+                found.append(table)
+        cursor.execute("SET LOCAL enable_seqscan TO DEFAULT")
+    return tuple(found)
+
+
+def index_warning(table: str) -> str:
+    """What to do about a table without an index on its id."""
+    return (
+        f"{table} has no index on its id, so the server looks through all of it to find rows by id. Nothing is created "
+        f"in your database; where builds are slow, create one: CREATE UNIQUE INDEX CONCURRENTLY ON {table} (id)."
+    )
+
+
 def query_error(error: psycopg2.Error, what: str) -> DatabaseError:
     """One line for an error of the server while `what` was done."""
     code = error.pgcode or ""
@@ -127,6 +152,10 @@ def query_error(error: psycopg2.Error, what: str) -> DatabaseError:
     if code[:2] in ("08", "57") or not code:
         return DatabaseError(f"The database went away while {what}: {detail}. Nothing was published; run it again.")
     return DatabaseError(f"The database refused {what} ({code}): {detail}.")
+
+
+# Tables that are read by id, with its type.
+_BY_ID = {"exp.events": "uuid", "public.pantry_snapshots": "bigint"}
 
 
 def _parts(url: str) -> dict[str, str]:

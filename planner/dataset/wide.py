@@ -26,7 +26,7 @@ from psycopg2.extensions import connection as Connection
 
 from planner.contracts import schema
 from planner.dataset.columns import Lists, column_of, edit_column, item_column, plan_column, unknown_recipes
-from planner.dataset.database import query_error
+from planner.dataset.database import query_error, unindexed_tables
 from planner.dataset.joins import ACCEPTED, CHECK_SQL, EDIT, GENERATED, HOMES, PANTRIES, PLACES, PREVIOUS
 from planner.dataset.keys import Keys
 from planner.dataset.spool import Spool
@@ -78,7 +78,9 @@ def wide_values(
     """
     keys.engine.execute(PLACES)
     (total, events), *_ = keys.engine.execute("SELECT count(*), count(DISTINCT place) FROM places").fetchall()
-    scan = events >= keys.num_events * SCAN_SHARE and _is_plain(connection)
+    scan = _is_plain(connection) and (
+        events >= keys.num_events * SCAN_SHARE or "exp.events" in unindexed_tables(connection)
+    )
     values: WideValues | None = None
     try:
         if scan:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from planner.contracts.errors import CatalogueError, DatabaseError
 from planner.dataset.build import build_dataset
 from planner.dataset.config import DatasetConfig
-from planner.dataset.database import TABLES, connect, create_schema, masked, require_tables
+from planner.dataset.database import TABLES, connect, create_schema, masked, require_tables, unindexed_tables
 from planner.dataset.fingerprint import database_fingerprint
 from tests.dataset import small
 
@@ -202,3 +202,20 @@ def test_statement_timeout_is_named_and_publishes_nothing(database_url: str, tmp
     with pytest.raises(DatabaseError, match="statement_timeout ended copying the keys"):
         build_dataset(f"{database_url}&options=-c%20statement_timeout%3D300", small.config(tmp_path))
     assert list((tmp_path / "planner").glob("[!.]*")) == []
+
+
+def test_missing_index_on_an_id_is_named_and_none_is_created(database_url: str, tmp_path: Path) -> None:
+    small.fill(database_url)
+    whole = build_dataset(database_url, small.config(tmp_path, date="a"))
+    assert whole.warnings == ()
+    small.run(database_url, "ALTER TABLE exp.events DROP CONSTRAINT events_pkey CASCADE")
+    small.run(database_url, "ALTER TABLE pantry_snapshots DROP CONSTRAINT pantry_snapshots_pkey")
+    report = build_dataset(database_url, small.config(tmp_path, date="b", reuse=None))
+    assert report.version.digest == whole.version.digest
+    assert [warning.split(" has no index")[0] for warning in report.warnings] == [
+        "exp.events",
+        "public.pantry_snapshots",
+    ]
+    assert "CREATE UNIQUE INDEX CONCURRENTLY ON exp.events (id)" in report.warnings[0]
+    with contextlib.closing(connect(database_url)) as connection:
+        assert unindexed_tables(connection) == ("exp.events", "public.pantry_snapshots")
