@@ -1,8 +1,8 @@
 """Builds killed at random moments and versions damaged at random places, counted.
 
-In: a database with the tables (`--url`; an embedded server with the tests' small database without one), how many kills
-and damages. Out: lines with counts; exit code 1 if a reader could take half a version for one, or a damage went unseen.
-Run: `python -m benchmarks.faults [--kills 200] [--damages 300]`; takes about a minute on an idle core.
+In: how many kills (as many on local disk as on S3, a server of moto's of its own) and damages; the database is the
+tests' small one. Out: lines with counts; exit code 1 if a reader could take half a version for one, or a damage went
+unseen. Run: `python -m benchmarks.faults [--kills 200] [--damages 300]`; takes some minutes.
 
 A child is forked from a process that has imported everything and done nothing, builds, and gets SIGKILL after a random
 part of a whole build's time. Then the place is read as a reader would: the version opens with the very bytes of a build
@@ -17,19 +17,23 @@ import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from planner.contracts.errors import DatasetError
-from planner.dataset import versions
+from planner.dataset import s3, versions
 from planner.dataset.build import build_dataset
 from planner.dataset.config import DatasetConfig
 from planner.dataset.versions import open_version
+
+BUCKET = "bucket"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,65 @@ def kill_builds(url: str, config: DatasetConfig, count: int, *, seed: int = 0) -
     left = [path for path in target.parent.glob(".*") if path.name != ".builders.lock"]
     return Kills(seen["killed"], seen["ended_before"], seen["whole"], seen["absent"], seen["half"], len(left),
                  last == clean)  # fmt: skip
+
+
+def kill_builds_on_s3(url: str, config: DatasetConfig, count: int, clean: dict[str, bytes], *, seed: int = 0) -> Kills:
+    """Kill `count` builds of versions in a bucket; each goes on with what the one before it left there.
+
+    Half of the kills come in the last third of a build's time, where it writes.
+    """
+    rng, seen = random.Random(seed), Counter[str]()
+
+    def place() -> DatasetConfig:
+        return config.model_copy(update={"datasets": f"s3://{BUCKET}/sets-{seen['whole'] + seen['half']}"})
+
+    span = _seconds_of(lambda: build_dataset(url, place()))
+    seen["whole"] = 1  # that one
+    while seen["killed"] < count:
+        ended = _build_and_kill(url, place(), rng.uniform(rng.choice((0, 0.67)) * span, span))
+        seen["ended_before" if ended else "killed"] += 1
+        seen[_state_on_s3(place(), clean)] += 1
+    _in_child(url, place(), Path())
+    same = _state_on_s3(place(), clean) == "whole"
+    return Kills(seen["killed"], seen["ended_before"], seen["whole"] - 1, seen["absent"], seen["half"], 0, same)
+
+
+def _state_on_s3(config: DatasetConfig, clean: dict[str, bytes]) -> str:
+    """As `_state`; read in a child, since boto3 may start threads."""
+    uri, states = f"{config.datasets}/planner/{config.version}", ("absent", "half", "whole")
+
+    def read() -> None:
+        with tempfile.TemporaryDirectory() as cache:
+            try:
+                version = open_version(uri, cache=Path(cache))
+            except DatasetError:
+                os._exit(10 + (s3.read_manifest(uri) is not None))
+            os._exit(12 if _bytes_of(version.training_path.parent) == clean else 11)
+
+    _, status = os.waitpid(_fork(read), 0)
+    return states[os.WEXITSTATUS(status) - 10]
+
+
+@contextlib.contextmanager
+def bucket() -> Iterator[None]:
+    """A bucket of a server of moto's in a process of its own; the environment's S3 while the block runs."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+                       "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_S3_ENDPOINT_URL": address}  # fmt: skip
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        os.waitpid(_fork(lambda: s3.new_client().create_bucket(Bucket=BUCKET)), 0)
+        yield
+    finally:
+        server.kill()
+        server.wait()
 
 
 def damage_version(folder: Path, count: int, *, seed: int = 0) -> Damages:
@@ -175,14 +238,20 @@ def report(url: str, root: Path, num_kills: int, num_damages: int) -> int:
     from tests.dataset import small
 
     config = small.config(root)
-    kills = kill_builds(url, config, num_kills)
-    damages = damage_version(root / "planner" / config.version, num_damages)
+    local = kill_builds(url, config, num_kills)
+    version = root / "planner" / config.version
+    versions.DEFAULT_CACHE = root / "cache"
+    with bucket():
+        on_s3 = kill_builds_on_s3(url, config, num_kills, _bytes_of(version))
+    for where, kills in (("on disk", local), ("on S3", on_s3)):
+        print(f"{where}: builds killed {kills.killed}, half-written versions seen {kills.half} (absent {kills.absent}, "
+              f"whole {kills.whole}; {kills.ended_before} more builds had ended before the kill)")  # fmt: skip
+        print(f"last build: bytes of an undisturbed one {kills.same_bytes}, left of the killed ones {kills.left_over}")
+    damages = damage_version(version, num_damages)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(damages.kinds.items()))
-    print(f"builds killed {kills.killed}, half-written versions seen {kills.half} (absent {kills.absent}, whole "
-          f"{kills.whole}; {kills.ended_before} more builds had ended before the kill)")  # fmt: skip
-    print(f"last build: bytes of an undisturbed one {kills.same_bytes}, left of the killed ones {kills.left_over}")
     print(f"files damaged {sum(damages.kinds.values())} ({kinds}), unnoticed {damages.unnoticed}")
-    return int(bool(kills.half or kills.left_over or damages.unnoticed or not kills.same_bytes))
+    failed = any(kills.half or kills.left_over or not kills.same_bytes for kills in (local, on_s3))
+    return int(bool(failed or damages.unnoticed))
 
 
 @contextlib.contextmanager
