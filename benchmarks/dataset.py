@@ -5,7 +5,8 @@ own. Out: a line per method and round. Each method runs in a process of its own;
 postmaster and all its children. Run: `python -m benchmarks.dataset [--plans 30000] [--rounds 2] [--methods ours copy]`.
 
 `copy` reads the same columns to a counting sink (the limit of a full read); `sql` is one statement with LATERAL joins
-through a server-side cursor; `pandas` is COPY, json and merge_asof; `duckdb` is COPY, ASOF joins and `from_json` over
+through a server-side cursor, `adbc` the same statement as Arrow batches, typed by DuckDB's `from_json` (it needs the
+extra `benchmark`); `pandas` is COPY, json and merge_asof; `duckdb` is COPY, ASOF joins and `from_json` over
 the whole tables; `loop` is a query per event, extrapolated from 500; `feast` is the pantry alone, by the interpreter of
 `--feast`. None of these checks plans or hashes files, so they do less than `ours`. `earlier` builds a
 version of nine tenths of the window, and `later` the whole window with that version at hand (in this order, they are
@@ -29,6 +30,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,9 @@ def main() -> None:
         print(f"{'method':<8}{'wall s':>8}{'client CPU s':>14}{'server CPU s':>14}{'peak MB':>9}  rows")
         for _ in range(options.rounds):
             for name in options.methods:
+                if name == "adbc" and find_spec("adbc_driver_postgresql") is None:
+                    print("adbc     is left out: pip install '.[benchmark]'")
+                    continue
                 if name == "feast" and FEAST_PYTHON not in os.environ:
                     print("feast    is left out: no --feast")
                     continue
@@ -286,6 +291,7 @@ def _duckdb(url: str) -> tuple[int, float]:
 _PLAN_JSON = '\'{"meals": [{"day": "VARCHAR", "recipe_id": "VARCHAR", "servings": "INTEGER"}]}\''
 _ITEMS_JSON = '\'[{"name": "VARCHAR", "quantity": "DOUBLE", "unit": "VARCHAR"}]\''
 _EDIT_JSON = '\'{"day": "VARCHAR", "from": "VARCHAR", "to": "VARCHAR", "servings": "INTEGER"}\''
+_EDITS_JSON = f"'[{_EDIT_JSON[1:-1]}]'"
 _CSV_TYPES = {
     "households": "'id': 'VARCHAR', 'size': 'INTEGER'",
     "constraints": "'household_id': 'VARCHAR', 'valid_from': 'VARCHAR', 'budget': 'DOUBLE'",
@@ -380,6 +386,29 @@ def _sql(url: str) -> tuple[int, float]:
     return rows, 1
 
 
+def _adbc(url: str) -> tuple[int, float]:
+    from adbc_driver_postgresql import dbapi
+
+    statement = _STATEMENT.format(more="").replace("%(edits)s", f"ARRAY{list(EDIT_TYPES)}")
+    names = [f"c{index}" for index in range(15)]
+    kinds = {4: _ITEMS_JSON, 9: _PLAN_JSON, 10: _PLAN_JSON, 11: _EDITS_JSON, 14: _PLAN_JSON}
+    columns = [f"from_json({name}, {kinds[index]}) AS {name}" if index in kinds else name
+               for index, name in enumerate(names)]  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        dbapi.connect(url) as connection,
+        connection.cursor() as cursor,
+        duckdb.connect() as engine,
+    ):
+        cursor.execute(f"SELECT * FROM ({statement}) AS found ({', '.join(names)})")
+        reader = cursor.fetch_record_batch()  # noqa: F841 - DuckDB reads it by its name
+        rows = engine.execute(
+            f"COPY (SELECT {', '.join(columns)} FROM reader) TO '{folder}/rows.parquet' (FORMAT parquet, "
+            "COMPRESSION zstd)"
+        ).fetchall()
+        return int(rows[0][0]), 1
+
+
 def _typed(batch: list[tuple[Any, ...]]) -> pa.Table:
     columns: list[Any] = list(zip(*batch, strict=True))
     for index in _JSON_COLUMNS:
@@ -449,6 +478,7 @@ METHODS: dict[str, Callable[[str], tuple[int, float]]] = {
     "ours": _ours,
     "copy": _copy,
     "sql": _sql,
+    "adbc": _adbc,
     "loop": _loop,
     "pandas": _pandas,
     "duckdb": _duckdb,

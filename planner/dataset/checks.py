@@ -19,6 +19,7 @@ from planner.contracts import schema
 from planner.contracts.errors import DatasetCheckError
 from planner.dataset.config import CHECKS, DatasetConfig, Level
 from planner.dataset.keys import Window
+from planner.dataset.scan import quoted
 from planner.dataset.write import NULLABLE
 
 
@@ -107,15 +108,16 @@ def _none(count: int, what: str) -> tuple[bool, str]:
 def _facts(path: Path) -> dict[str, int]:
     with duckdb.connect(":memory:") as engine:
         engine.execute("SET autoinstall_known_extensions = false")
+        engine.execute(f"CREATE VIEW rows AS SELECT * FROM read_parquet({quoted(str(path))})")
         row = engine.execute(
             """
             SELECT count(*), min(epoch_us(metadata."timestamp")), max(epoch_us(metadata."timestamp")),
                    count(*) FILTER (metadata.generated_at > metadata."timestamp"),
-                   count(DISTINCT metadata.event_id),
-                   count(DISTINCT (input.household.id, split)) - count(DISTINCT input.household.id)
-            FROM read_parquet(?)
-            """,
-            [str(path)],
+                   (SELECT count(*) FROM (SELECT DISTINCT metadata.event_id FROM rows)),
+                   (SELECT count(*) FROM (SELECT input.household.id FROM rows GROUP BY ALL
+                                          HAVING min(split) <> max(split)))
+            FROM rows
+            """
         ).fetchall()[0]
     names = ("num_rows", "first", "last", "reversed", "num_events", "torn_households")
     return dict(zip(names, row, strict=True))

@@ -49,13 +49,13 @@ def distributions_of(training: Path, recipes: Path) -> Mapping[str, Distribution
             _by_count(engine, "workflow type", "input.workflow_type"),
             _by_count(engine, "mode", "input.mode"),
             _by_count(engine, "split", "split"),
-            _binned(engine, "meals a plan", "len(target.accepted_plan.meals)::VARCHAR", tuple("1234567")),
+            _binned(engine, "meals a plan", "len(target.accepted_plan.meals)", tuple("1234567")),
             _ranged(engine, "edits a plan", "len(target.user_edits)", _EDITS),
             _ranged(engine, "pantry items", "len(input.pantry.items)", _ITEMS),
             _ranged(engine, "excluded ingredients", "len(input.constraints.excluded_ingredients)", _EXCLUDED),
             _dishes(engine),
             *_tightness(engine),
-            _binned(engine, "day", "strftime(metadata.\"timestamp\" AT TIME ZONE 'UTC', '%Y-%m-%d')", ()),
+            _binned(engine, "day", "(metadata.\"timestamp\" AT TIME ZONE 'UTC')::DATE", ()),
         ]
     return {distribution.name: distribution for distribution in found}
 
@@ -67,7 +67,8 @@ def _by_count(engine: duckdb.DuckDBPyConnection, name: str, column: str) -> Dist
 
 def _binned(engine: duckdb.DuckDBPyConnection, name: str, label: str, order: tuple[str, ...]) -> Distribution:
     """Counts in the order of the bins; labels of no bin follow in their own order."""
-    counts = dict(engine.execute(f"SELECT {label} AS label, count(*) FROM training GROUP BY 1 ORDER BY 1").fetchall())
+    counted = f"SELECT {label} AS label, count(*) AS n FROM training GROUP BY 1"
+    counts = dict(engine.execute(f"SELECT label::VARCHAR AS label, n FROM ({counted}) ORDER BY 1").fetchall())
     return Distribution(name, "rows", {bin_: counts.get(bin_, 0) for bin_ in order} | counts)
 
 

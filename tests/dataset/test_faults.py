@@ -1,4 +1,4 @@
-"""200 builds killed at random moments on disk, 200 on S3, and 300 damages: nobody can take what is left for a version."""
+"""200 builds killed on disk, 200 on S3, and 300 damages: nobody can take what is left for a version."""
 
 from __future__ import annotations
 
