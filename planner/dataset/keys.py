@@ -86,12 +86,14 @@ class KeyCounts:
 class Keys:
     """The joined keys of a build: `engine` has the table `plans`.
 
-    `events` is the `FROM …` of the events that were read, `num_events` their number; `folder` is for spilled values.
+    `events` is the `FROM …` of the events that were read, `num_events` their number, and `num_shards` in how many parts
+    like this one the table is read; `folder` is for spilled values.
     """
 
     engine: duckdb.DuckDBPyConnection
     events: str
     num_events: int
+    num_shards: int
     folder: Path
 
     def close(self) -> None:
@@ -147,7 +149,8 @@ def load_keys(
         "'taken'"
     ).fetchall()[0]
     keys.execute("DROP TABLE candidates")
-    return Keys(keys, events_sql(window.end_us, shard), num_rows["events"], folder), KeyCounts(
+    joined = Keys(keys, events_sql(window.end_us, shard), num_rows["events"], shard.count, folder)
+    return joined, KeyCounts(
         sum(found.values()),
         int(found.get(None, 0)),
         exclusions,

@@ -31,7 +31,8 @@ from planner.contracts.example import DatasetVersion
 
 STALE_AFTER = timedelta(hours=1)
 _MANIFEST = "manifest.json"
-_MAX_PUT_BYTES = 5 * 1000**3
+# A larger file is put in parts of this size: 10,000 of them at most, 640 GB.
+PUT_BYTES = 64 << 20
 _HASH = "sha256"
 
 
@@ -216,12 +217,10 @@ def _download_files(
 
 def _put_file(client: Any, bucket: str, key: str, path: Path, sha256: str, uri: str) -> bytes | None:
     """Put one file; bytes where an equal build's `schema.json` (its time differs) was there already."""
-    if path.stat().st_size > _MAX_PUT_BYTES:
-        # TODO: multipart with a conditional completion.
-        raise DatasetError(f"{path.name} is over 5 GB, the most that one put can hold. Use a smaller window.", uri=uri)
+    put = _put_new if path.stat().st_size <= PUT_BYTES else _put_parts
     for _ in range(2):
         with path.open("rb") as body:
-            if _put_new(client, bucket, key, body, sha256):
+            if put(client, bucket, key, body, sha256):
                 return None
         head = client.head_object(Bucket=bucket, Key=key)
         if head["Metadata"].get(_HASH) == sha256:
@@ -242,8 +241,35 @@ def _put_file(client: Any, bucket: str, key: str, path: Path, sha256: str, uri: 
 
 
 def _put_new(client: Any, bucket: str, key: str, body: Any, sha256: str) -> bool:
+    return _unless_there(
+        lambda: client.put_object(Bucket=bucket, Key=key, Body=body, IfNoneMatch="*", Metadata={_HASH: sha256})
+    )
+
+
+def _put_parts(client: Any, bucket: str, key: str, body: Any, sha256: str) -> bool:
+    """Put a large object part by part; it appears whole when the last call ends, unless there is one by then."""
+    if client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", [{}])[0].get("Key") == key:
+        return False  # before gigabytes are sent in vain
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={_HASH: sha256})["UploadId"]
+    this = {"Bucket": bucket, "Key": key, "UploadId": upload}
     try:
-        client.put_object(Bucket=bucket, Key=key, Body=body, IfNoneMatch="*", Metadata={_HASH: sha256})
+        parts: list[dict[str, Any]] = []
+        while content := body.read(PUT_BYTES):
+            number = len(parts) + 1
+            etag = client.upload_part(**this, PartNumber=number, Body=content)["ETag"]
+            parts.append({"ETag": etag, "PartNumber": number})
+        return _unless_there(
+            lambda: client.complete_multipart_upload(**this, IfNoneMatch="*", MultipartUpload={"Parts": parts})
+        )
+    except BaseException:
+        with contextlib.suppress(ClientError, BotoCoreError):
+            client.abort_multipart_upload(**this)
+        raise
+
+
+def _unless_there(put: Callable[[], Any]) -> bool:
+    try:
+        put()
     except ClientError as error:
         if error.response["Error"]["Code"] in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
             return False

@@ -33,8 +33,8 @@ from planner.dataset.spool import Spool
 from planner.dataset.stream import copy_tables, stored_order
 from planner.dataset.values import Notes
 
-# By id an event costs the server 7 to 9 µs, in a scan 2 to 3 (docs/dataset.md).
-SCAN_SHARE = 0.25
+# By id an event costs the server 7 to 9 µs, in a scan 2 to 3, and one of another shard 0.3 (docs/log.md).
+SCAN_SHARE, SCAN_SHARE_PER_SHARD = 0.25, 0.04
 _IDS = 4096
 _PANTRY_IDS = 100_000
 _HOMES = 30_000
@@ -78,9 +78,8 @@ def wide_values(
     """
     keys.engine.execute(PLACES)
     (total, events), *_ = keys.engine.execute("SELECT count(*), count(DISTINCT place) FROM places").fetchall()
-    scan = _is_plain(connection) and (
-        events >= keys.num_events * SCAN_SHARE or "exp.events" in unindexed_tables(connection)
-    )
+    share = SCAN_SHARE + SCAN_SHARE_PER_SHARD * (keys.num_shards - 1)
+    scan = _is_plain(connection) and (events >= keys.num_events * share or "exp.events" in unindexed_tables(connection))
     values: WideValues | None = None
     try:
         if scan:

@@ -96,6 +96,43 @@ def test_cut_off_build_is_no_version_and_the_next_one_finishes_it(
     assert not report.unchanged and open_version(URI, cache=tmp_path / "d").digest == report.version.digest
 
 
+def test_large_files_are_put_in_parts_and_appear_whole(
+    store: Any, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(f"INSERT INTO pantry_snapshots VALUES ({n}, 'home-{n % 9}', '2025-01-04', (SELECT jsonb_agg("
+                   f"jsonb_build_object('name', md5(m::text || '{n}'))) FROM generate_series(1, 9000) m));"
+                   for n in range(900, 920))  # fmt: skip
+    small.run(filled, rows)
+    monkeypatch.setattr(s3, "PUT_BYTES", 5 << 20)  # the least that a part may have
+    calls = []
+    original = s3._put_parts
+    monkeypatch.setattr(s3, "_put_parts", lambda *args: calls.append(args[2]) or original(*args))
+    report = build(filled, tmp_path / "a")
+    assert report.version.training_path.stat().st_size > 5 << 20
+    assert [key.rpartition("/")[2] for key in calls] == ["training.parquet"]
+    head = store.head_object(Bucket="bucket", Key="sets/planner/v1/training.parquet")
+    assert head["ETag"].strip('"').endswith("-2") and not store.list_multipart_uploads(Bucket="bucket").get("Uploads")
+    assert open_version(URI, cache=tmp_path / "b").digest == report.version.digest
+    assert build(filled, tmp_path / "c").unchanged
+
+
+def test_parts_of_a_broken_upload_are_taken_back(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PUT_BYTES", 4)
+
+    class Full:
+        left = 1
+
+        def read(self, size: int) -> bytes:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError("the disk is gone")
+            return b"x" * size
+
+    with pytest.raises(OSError, match="gone"):
+        s3._put_parts(store, "bucket", "big", Full(), "0")
+    assert not store.list_multipart_uploads(Bucket="bucket").get("Uploads")
+
+
 def test_unfinished_build_of_other_rows_is_refused_while_young_and_replaced_when_old(
     store: Any, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
