@@ -7,9 +7,10 @@ and counts of what was left out. Memory is bounded by the range, not by the wind
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -106,9 +107,10 @@ def _assemble(connection: Connection, keys: Keys, plans: pa.Table, found: _Range
     previous = previous_plans(connection, keys, kept, found.previous["meals"].filter(valid))
     assembly.late_previous += previous.late
     assembly.late_pantry += pc.sum(pc.greater(key["pantry_us"], key["t"])).as_py() or 0
-    workflow, mode, policy = (_context(generated[member], notes) for member in ("workflow", "mode", "policy"))
+    context = partial(_each, read=values.context_text, kind=pa.string(), notes=notes)
+    workflow, mode, policy = (context(generated[member]) for member in ("workflow", "mode", "policy"))
     # The acceptance's policy counts only where the generation names none.
-    last_policy = _context(pc.if_else(policy.is_valid(), None, accepted["policy"]), notes)
+    last_policy = context(pc.if_else(policy.is_valid(), None, accepted["policy"]))
     columns = {
         "input": [
             _household(home, notes),
@@ -133,7 +135,8 @@ def _assemble(connection: Connection, keys: Keys, plans: pa.Table, found: _Range
         pa.StructArray.from_arrays(members, fields=list(schema.TRAINING_SCHEMA.field(name).type))
         for name, members in columns.items()
     ]
-    split = _each(home["id"], split_of, pa.string())
+    homes = home["id"].dictionary_encode()
+    split = pa.array([split_of(id_) for id_ in homes.dictionary.to_pylist()], pa.string()).take(homes.indices)
     source = pc.if_else(previous.other, None, key["source"]).cast(pa.binary(16))
     return pa.RecordBatch.from_arrays([*structs, split, source], schema=ROW_SCHEMA)
 
@@ -141,9 +144,9 @@ def _assemble(connection: Connection, keys: Keys, plans: pa.Table, found: _Range
 def _household(home: dict[str, pa.Array], notes: Notes) -> pa.StructArray:
     members = [
         home["id"],
-        _each(home["size"], lambda size: values.int32(size, "household sizes", notes, least=0), pa.int32()),
-        _each(home["preferences"], lambda text: values.json_texts(text, notes), schema.TEXTS),
-        _each(home["restrictions"], lambda text: values.json_texts(text, notes), schema.TEXTS),
+        _each(home["size"], partial(values.int32, what="household sizes", least=0), pa.int32(), notes),
+        _each(home["preferences"], values.json_texts, schema.TEXTS, notes),
+        _each(home["restrictions"], values.json_texts, schema.TEXTS, notes),
     ]
     return pa.StructArray.from_arrays(members, fields=list(schema.HOUSEHOLD))
 
@@ -155,26 +158,24 @@ def _pantry(items: pa.ListArray) -> pa.StructArray:
 
 def _constraints(home: dict[str, pa.Array], notes: Notes) -> pa.StructArray:
     members = [
-        _each(home["budget"], lambda text: values.amount(text, "budgets", notes), pa.float64()),
-        _each(home["minutes"], lambda minutes: values.int32(minutes, "preparation times", notes), pa.int32()),
-        _each(home["excluded"], lambda text: values.json_texts(text, notes), schema.TEXTS),
+        _each(home["budget"], partial(values.amount, what="budgets"), pa.float64(), notes),
+        _each(home["minutes"], partial(values.int32, what="preparation times"), pa.int32(), notes),
+        _each(home["excluded"], values.json_texts, schema.TEXTS, notes),
     ]
     return pa.StructArray.from_arrays(members, fields=list(schema.CONSTRAINTS))
 
 
-def _each(column: pa.Array, read: Callable[[Any], Any], kind: pa.DataType) -> pa.Array:
-    """What `read` gives for each value, asked once for each distinct one; null is a value too."""
+class _Read(Protocol):
+    def __call__(self, value: Any, /, *, notes: Notes) -> Any: ...
+
+
+def _each(column: pa.Array, read: _Read, kind: pa.DataType, notes: Notes) -> pa.Array:
+    """What `read` gives for each value: asked once for each distinct one (null is one too), counted as it stands."""
     coded = column.dictionary_encode(null_encoding="encode")
-    return pa.array([read(value) for value in coded.dictionary.to_pylist()], kind).take(coded.indices)
-
-
-def _context(texts: pa.StringArray, notes: Notes) -> pa.StringArray:
-    """The texts that jsonb values hold, null for others: each distinct value is read once, and counted as it stands."""
-    coded = texts.dictionary_encode()
     counts = dict(zip(*(coded.indices.value_counts().field(n).to_pylist() for n in (0, 1)), strict=True))
     found = []
-    for number, text in enumerate(coded.dictionary.to_pylist()):
+    for number, value in enumerate(coded.dictionary.to_pylist()):
         odd: Notes = Counter()
-        found.append(values.context_text(text, odd))
+        found.append(read(value, notes=odd))
         notes.update({what: count * counts[number] for what, count in odd.items()})
-    return pa.array(found, pa.string()).take(coded.indices)
+    return pa.array(found, kind).take(coded.indices)

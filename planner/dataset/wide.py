@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -252,10 +252,9 @@ def _spool_pantries(connection: Connection, keys: Keys, spool: Spool, notes: Not
     keys.engine.execute(PANTRIES)
     (total,), *_ = keys.engine.execute("SELECT count(*) FROM pantries").fetchall()
     told = _told(progress, total, "read the pantries")
-    reader = keys.engine.cursor().sql("SELECT pantry_id, ordinal FROM pantries")
+    reader = keys.engine.cursor().sql("SELECT pantry_id, ordinal FROM pantries").to_arrow_reader(_PANTRY_IDS)
     kinds = {"id": pa.int64(), "items": pa.string()}
-    for batch in reader.to_arrow_reader(_PANTRY_IDS):
-        ids, rows = (column.to_numpy() for column in batch.columns)
+    for ids, rows in _whole_groups(reader):
         listed = ",".join(map(str, np.unique(ids).tolist()))
         select = f"SELECT id, items::text FROM public.pantry_snapshots WHERE id = ANY('{{{listed}}}'::bigint[])"
         for table in copy_tables(connection, select, kinds, "reading the pantries"):
@@ -267,6 +266,19 @@ def _spool_pantries(connection: Connection, keys: Keys, spool: Spool, notes: Not
             items = item_column(column_of(table.column("items")), notes)
             spool.put(rows[at], _in_order(items, pa.array(index), ()))
             told(len(at))
+
+
+def _whole_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Two columns batch by batch, so that equal values of the first, which stand together, come together."""
+    ids, rows = (np.empty(0, np.int64) for _ in range(2))
+    for batch in batches:
+        ids, rows = (np.concatenate([old, new.to_numpy()]) for old, new in zip((ids, rows), batch, strict=True))
+        count = int(np.searchsorted(ids, ids[-1]))
+        if count:
+            yield ids[:count], rows[:count]
+        ids, rows = ids[count:], rows[count:]
+    if len(ids):
+        yield ids, rows
 
 
 def _spools(folder: Path, name: str) -> WideValues:
