@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from planner.dataset.card import card_html
 from planner.dataset.checks import BuildCounts, CheckResult, require_checks, run_checks
 from planner.dataset.config import DatasetConfig
 from planner.dataset.database import connect, index_warning, query_error, require_tables, unindexed_tables
-from planner.dataset.distributions import distributions_of
+from planner.dataset.distributions import Distribution, distributions_of
 from planner.dataset.gather import gather
 from planner.dataset.keys import KeyCounts, event_range
 from planner.dataset.merge import RowsDifferError
@@ -91,11 +92,13 @@ def write_content(
         read.assembly.late_previous + read.counts.late_previous,
         read.assembly.late_pantry + read.counts.late_pantry,
     )
-    checks = run_checks(training, config, counts, read.catalogue.by_id)
-    require_checks(checks, config.version, read.exclusions)
-    profile = profile_of(training)
+    with ThreadPoolExecutor(1) as beside:
+        distributions = beside.submit(distributions_of, training, folder / versions.RECIPES)
+        checks = run_checks(training, config, counts, read.catalogue.by_id)
+        require_checks(checks, config.version, read.exclusions)
+        profile = profile_of(training)
     created_at = now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    for name, text in _texts(config, folder, read, profile, checks, created_at).items():
+    for name, text in _texts(config, folder, read, profile, distributions.result(), checks, created_at).items():
         (folder / name).write_bytes(text)
         at_boundary(name)
     manifest = versions.make_manifest(
@@ -168,6 +171,7 @@ def _texts(
     folder: Path,
     read: _Read,
     profile: Profile,
+    distributions: Mapping[str, Distribution],
     checks: tuple[CheckResult, ...],
     created_at: str,
 ) -> dict[str, bytes]:
@@ -186,7 +190,7 @@ def _texts(
     card = card_html(
         config,
         profile,
-        distributions_of(training, folder / versions.RECIPES),
+        distributions,
         exclusions=read.exclusions,
         num_plans_seen=read.counts.num_plans_seen,
         checks=checks,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def write_training(
     with (
         pq.ParquetWriter(path, schema.TRAINING_SCHEMA, **_FORMAT) as rows,
         pq.ParquetWriter(sources, pa.schema([ROW_SCHEMA.field("source")]), **plain) as fingerprints,
+        ThreadPoolExecutor(1) as writer,
     ):
+        last: Future[None] | None = None
 
         def flush(group: pa.Table) -> None:
             # One chunk: pages end where chunks end, and the chunks are an accident of the batches.
@@ -80,9 +83,13 @@ def write_training(
             waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
             num_rows += batch.num_rows
             while waiting.num_rows >= ROW_GROUP_ROWS:
-                flush(waiting.slice(0, ROW_GROUP_ROWS))
+                if last is not None:
+                    last.result()  # one group is written while the next one is made; no more than that waits
+                last = writer.submit(flush, waiting.slice(0, ROW_GROUP_ROWS))
                 waiting = waiting.slice(ROW_GROUP_ROWS)
             written(num_rows)
+        if last is not None:
+            last.result()
         if waiting.num_rows:
             flush(waiting)
     return num_rows
