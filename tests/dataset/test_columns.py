@@ -99,6 +99,32 @@ def test_events_come_in_a_scan_or_by_id_in_pieces_of_any_size_and_change_no_byte
     assert len(digests) == 1 and ways == {"_scanned": 2, "_by_id": 2}
 
 
+PARTITIONED = """
+ALTER TABLE exp.events RENAME TO whole;
+CREATE TABLE exp.events (LIKE exp.whole INCLUDING DEFAULTS) PARTITION BY RANGE ("timestamp");
+CREATE TABLE exp.early PARTITION OF exp.events FOR VALUES FROM (MINVALUE) TO ('2025-01-05');
+CREATE TABLE exp.late PARTITION OF exp.events DEFAULT;
+CREATE UNIQUE INDEX ON exp.events (id, "timestamp");
+INSERT INTO exp.events SELECT * FROM exp.whole ORDER BY md5(id::text)
+"""
+VIEW = "ALTER TABLE exp.events RENAME TO whole; CREATE VIEW exp.events AS SELECT * FROM exp.whole"
+
+
+@pytest.mark.parametrize(("statement", "way"), [(PARTITIONED, "_scanned"), (VIEW, "_by_id")])
+def test_events_of_a_partitioned_table_are_scanned_those_of_a_view_come_by_id(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, way: str
+) -> None:
+    small.fill(database_url)
+    digest = build_dataset(database_url, small.config(tmp_path, date="a")).version.digest
+    small.run(database_url, statement)
+    ways = []
+    for name in ("_scanned", "_by_id"):
+        original = getattr(wide, name)
+        monkeypatch.setattr(wide, name, lambda *args, o=original, n=name: ways.append(n) or o(*args))
+    report = build_dataset(database_url, small.config(tmp_path, date="b", reuse=None))
+    assert report.version.digest == digest and ways == [way] and report.warnings == ()
+
+
 def test_scan_in_another_order_is_noticed_and_events_come_by_id(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
