@@ -24,7 +24,7 @@ from planner.dataset import versions
 from planner.dataset.config import DatasetConfig
 from planner.dataset.database import connect, masked, query_error, require_tables
 from planner.dataset.joins import REASONS, Shard, hash_sql
-from planner.dataset.keys import KeyCounts, Window, load_keys, reused_rows
+from planner.dataset.keys import KeyCounts, Window, engine_errors, load_keys, reused_rows
 from planner.dataset.merge import merged, taken_rows
 from planner.dataset.reuse import Earlier
 from planner.dataset.rows import Assembly, iter_batches
@@ -72,7 +72,8 @@ def gather(
     work.mkdir()
     try:
         if config.shards == 1 and len(urls) == 1:
-            return _whole(connection, config, folder, work, known, earlier, progress)
+            with engine_errors(config.shards):
+                return _whole(connection, config, folder, work, known, earlier, progress)
         if config.shards < len(urls):
             raise DatasetError(
                 f"{len(urls)} servers cannot share {config.shards} shards. Set build_dataset.shards to at least "

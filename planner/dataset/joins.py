@@ -82,7 +82,7 @@ def sources(end_us: int, shard: Shard, *, with_xmin: bool) -> dict[str, Source]:
             f"SELECT id, household_id::text, {_us('snapshot_time')}{xmin} FROM public.pantry_snapshots "
             f"WHERE snapshot_time < {end} AND {shard.sql('household_id')}",
         ),
-        "limits": Source(
+        "constraints": Source(
             {"h": text, "us": number, "budget": text, "minutes": number, "excluded": text, **x},
             {**h, **us, "budget": "budget", "minutes": "minutes", "excluded": "excluded"},
             f"SELECT household_id::text, {_us('valid_from')}, budget::text, max_prep_time, "
@@ -130,7 +130,11 @@ CREATE TABLE acceptances AS
 CREATE TABLE homes AS
     SELECT h, max(struct_pack(id, size, preferences, restrictions, region)) AS home, bool_or(fresh) AS fresh
     FROM households GROUP BY h;
+CREATE TABLE limits AS
+    SELECT h, us, max(struct_pack(budget, minutes, excluded)) AS limits, bool_or(fresh) AS fresh
+    FROM constraints GROUP BY h, us;
 DROP TABLE households;
+DROP TABLE constraints;
 CREATE TABLE seen AS
     WITH accepted AS (
         SELECT a.p, any_value(a.h) AS h, any_value(g.t) AS t, any_value(g.id) AS generated_id,
@@ -161,8 +165,7 @@ CREATE TABLE joined AS
     ASOF LEFT JOIN (SELECT h, us, max(id) AS id, arg_max(fresh, id) AS fresh FROM pantry GROUP BY h, us) pantry
         ON pantry.h = s.h AND s.t >= pantry.us
     ASOF LEFT JOIN (SELECT * FROM acceptances WHERE last) previous ON previous.h = s.h AND s.t > previous.us
-    ASOF LEFT JOIN (SELECT h, us, bool_or(fresh) AS fresh FROM limits GROUP BY h, us) limits
-        ON limits.h = s.h AND s.t >= limits.us
+    ASOF LEFT JOIN limits ON limits.h = s.h AND s.t >= limits.us
     LEFT JOIN (SELECT p, concat_ws(' ', count(*), bit_xor(hash(us, id)), bit_xor(hash(id, us))) AS edits,
                       bool_or(fresh) AS fresh
                FROM edits GROUP BY p) edited ON edited.p = s.p;
@@ -213,10 +216,8 @@ CREATE TABLE places AS
 DROP TABLE edits;
 """
 PANTRIES = "CREATE TABLE pantries AS SELECT pantry_id, ordinal FROM plans WHERE pantry_id IS NOT NULL ORDER BY ALL"
-# What the keys brought along for each row, in no order.
-HOMES = """
-SELECT ordinal, home.id, home.size, home.preferences, home.restrictions, home.region, budget, minutes, excluded
-FROM plans JOIN homes ON homes.h = plans.h
-LEFT JOIN (SELECT h, us, unnest(max(struct_pack(budget, minutes, excluded))) FROM limits GROUP BY h, us) limits
-    ON limits.h = plans.h AND limits.us = plans.limit_us
+# What the keys brought along for each row, in no order; one join at a time, for the memory's sake.
+HOMES = "SELECT ordinal, unnest(home) FROM plans JOIN homes ON homes.h = plans.h"
+LIMITS = """
+SELECT ordinal, unnest(limits.limits) FROM plans JOIN limits ON limits.h = plans.h AND limits.us = plans.limit_us
 """

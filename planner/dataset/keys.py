@@ -9,6 +9,9 @@ The narrow columns come by COPY and are joined in DuckDB: on 300,000 plans this 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -17,6 +20,7 @@ import duckdb
 import numpy as np
 from psycopg2.extensions import connection as Connection
 
+from planner.contracts.errors import DatasetError
 from planner.dataset.config import DatasetConfig
 from planner.dataset.joins import CHOICE, EARLIER, JOIN, REASONS, Shard, events_sql, sources
 from planner.dataset.sources import Freshness
@@ -161,6 +165,26 @@ def load_keys(
         late_previous=late_previous,
         late_pantry=late_pantry,
     )
+
+
+@contextlib.contextmanager
+def engine_errors(num_shards: int) -> Iterator[None]:
+    """What DuckDB says of memory and disk, as what to do about it.
+
+    Raises:
+        DatasetError: the joins do not fit into their memory, even with what they spill.
+        OSError: the disk for what is spilled is full.
+    """
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise DatasetError(
+            f"The keys of the events do not fit into the {DUCKDB_MEMORY} that their joins may use. Set "
+            f"build_dataset.shards to {2 * num_shards} or more: the result is the same.",
+            shards=num_shards,
+        ) from None
+    except duckdb.IOException as error:
+        raise OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error).split("\n")[0]) from None
 
 
 def reused_rows(keys: Keys) -> np.ndarray:

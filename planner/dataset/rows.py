@@ -75,9 +75,9 @@ class _Range:
 
     def __init__(self, values: WideValues, start: int, num_rows: int) -> None:
         self._start, self._num_rows = start, num_rows
-        self.homes, self.generated, self.accepted, self.previous, self.pantries = (
-            self._single(kind)
-            for kind in (values.homes, values.generated, values.accepted, values.previous, values.pantries)
+        self.homes = {**self._single(values.homes), **self._single(values.limits)}
+        self.generated, self.accepted, self.previous, self.pantries = (
+            self._single(kind) for kind in (values.generated, values.accepted, values.previous, values.pantries)
         )
         edits = values.edits.read(start)
         row, rank = (column_of(edits.column(name)).to_numpy() for name in ("row", "rank"))

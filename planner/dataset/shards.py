@@ -29,7 +29,7 @@ from planner.contracts import errors
 from planner.contracts.errors import DatasetError, PlannerError
 from planner.dataset.database import connect, query_error
 from planner.dataset.joins import Shard
-from planner.dataset.keys import EarlierRows, KeyCounts, Window, load_keys, reused_rows
+from planner.dataset.keys import EarlierRows, KeyCounts, Window, engine_errors, load_keys, reused_rows
 from planner.dataset.publish import folder_error
 from planner.dataset.rows import Assembly, iter_batches
 from planner.dataset.sources import Freshness
@@ -98,7 +98,10 @@ def build_shard(task: ShardTask, folder: Path) -> ShardResult:
         DatabaseError: the server refused or went away, or the snapshot is gone.
     """
     assembly, spill = Assembly(), folder / f"spill-{task.shard.index}"
-    with contextlib.closing(snapshot_connection(task.url, task.snapshot)) as connection:
+    with (
+        contextlib.closing(snapshot_connection(task.url, task.snapshot)) as connection,
+        engine_errors(task.shard.count),
+    ):
         try:
             keys, counts = load_keys(connection, task.window, spill, shard=task.shard, earlier=task.earlier)
             with contextlib.closing(keys), pa.OSFile(str(part_paths(folder, task.shard.index)[0]), "wb") as file:

@@ -27,7 +27,7 @@ from psycopg2.extensions import connection as Connection
 from planner.contracts import schema
 from planner.dataset.columns import Lists, column_of, edit_column, item_column, plan_column, unknown_recipes
 from planner.dataset.database import query_error, unindexed_tables
-from planner.dataset.joins import ACCEPTED, CHECK_SQL, EDIT, GENERATED, HOMES, PANTRIES, PLACES, PREVIOUS
+from planner.dataset.joins import ACCEPTED, CHECK_SQL, EDIT, GENERATED, HOMES, LIMITS, PANTRIES, PLACES, PREVIOUS
 from planner.dataset.keys import Keys
 from planner.dataset.spool import Spool
 from planner.dataset.stream import copy_tables, stored_order
@@ -37,7 +37,7 @@ from planner.dataset.values import Notes
 SCAN_SHARE, SCAN_SHARE_PER_SHARD = 0.25, 0.04
 _IDS = 4096
 _PANTRY_IDS = 100_000
-_HOMES = 30_000
+_BATCH_ROWS = 30_000
 _MEALS = pa.list_(schema.MEAL)
 Progress = Callable[[int, int | None, str], None]
 
@@ -46,12 +46,13 @@ Progress = Callable[[int, int | None, str], None]
 class WideValues:
     """What was read, by kind; `row` is the number of the row that takes a value.
 
-    `generated` (meals, workflow, mode, policy), `accepted` (meals, policy, plan_id), `homes` (household and limits as
-    the keys brought them), `previous` (meals) and `pantries` (items) have at most one value a row, `edits` (rank, edit)
-    any number.
+    `homes` and `limits` (as the keys brought them), `generated` (meals, workflow, mode, policy), `accepted` (meals,
+    policy, plan_id), `previous` (meals) and `pantries` (items) have at most one value a row, `edits` (rank, edit) any
+    number.
     """
 
     homes: Spool
+    limits: Spool
 
     generated: Spool
     accepted: Spool
@@ -95,7 +96,9 @@ def wide_values(
             _spool_events(_by_id(connection, keys), values, known, notes, _told(progress, total))
         assert values is not None
         keys.engine.execute("DROP TABLE places")
-        _spool_homes(keys, values.homes)
+        _spool_of_keys(keys, HOMES, values.homes)
+        _spool_of_keys(keys, LIMITS, values.limits)
+        keys.engine.execute("DROP TABLE homes; DROP TABLE limits")
         _spool_pantries(connection, keys, values.pantries, notes, progress)
         yield values
     finally:
@@ -236,11 +239,10 @@ def _spool_edits(part: _Part, spool: Spool, notes: Notes) -> None:
     spool.put(part.row[chosen], partial(_taken, (ranks, edits)))
 
 
-def _spool_homes(keys: Keys, spool: Spool) -> None:
-    for batch in keys.engine.cursor().sql(HOMES).to_arrow_reader(_HOMES):
+def _spool_of_keys(keys: Keys, query: str, spool: Spool) -> None:
+    for batch in keys.engine.cursor().sql(query).to_arrow_reader(_BATCH_ROWS):
         rows, *columns = batch.columns
         spool.put(rows.to_numpy(), partial(_taken, columns))
-    keys.engine.execute("DROP TABLE homes; DROP TABLE limits")
 
 
 def _taken(columns: Sequence[pa.Array], order: pa.Array) -> list[pa.Array]:
@@ -283,17 +285,20 @@ def _whole_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[np.ndarra
 
 def _spools(folder: Path, name: str) -> WideValues:
     meals = pa.field("meals", _MEALS)
-    number = pa.int64()
-    home = ("id", "size", "preferences", "restrictions", "region", "budget", "minutes", "excluded")
     kinds = {
-        "homes": [pa.field(name, number if name in ("size", "minutes") else pa.string()) for name in home],
-        "generated": [meals, *(pa.field(text, pa.string()) for text in ("workflow", "mode", "policy"))],
-        "accepted": [meals, *(pa.field(text, pa.string()) for text in ("policy", "plan_id"))],
+        "homes": [*_texts("id"), pa.field("size", pa.int64()), *_texts("preferences", "restrictions", "region")],
+        "limits": [*_texts("budget"), pa.field("minutes", pa.int64()), *_texts("excluded")],
+        "generated": [meals, *_texts("workflow", "mode", "policy")],
+        "accepted": [meals, *_texts("policy", "plan_id")],
         "previous": [meals],
         "edits": [pa.field("rank", pa.int64()), pa.field("edit", schema.EDIT)],
         "pantries": [pa.field("items", pa.list_(schema.ITEM))],
     }
     return WideValues(**{kind: Spool(folder / f"{name}-{kind}", columns) for kind, columns in kinds.items()})
+
+
+def _texts(*names: str) -> list[pa.Field]:
+    return [pa.field(name, pa.string()) for name in names]
 
 
 def _close(values: WideValues) -> None:

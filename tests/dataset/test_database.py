@@ -11,7 +11,8 @@ import psycopg2
 import pytest
 from pydantic import ValidationError
 
-from planner.contracts.errors import CatalogueError, DatabaseError
+from planner.contracts.errors import CatalogueError, DatabaseError, DatasetError
+from planner.dataset import keys
 from planner.dataset.build import build_dataset
 from planner.dataset.config import DatasetConfig
 from planner.dataset.database import TABLES, connect, create_schema, masked, require_tables, unindexed_tables
@@ -219,3 +220,14 @@ def test_missing_index_on_an_id_is_named_and_none_is_created(database_url: str, 
     assert "CREATE UNIQUE INDEX CONCURRENTLY ON exp.events (id)" in report.warnings[0]
     with contextlib.closing(connect(database_url)) as connection:
         assert unindexed_tables(connection) == ("exp.events", "public.pantry_snapshots")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_keys_that_do_not_fit_ask_for_more_shards(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    small.fill(database_url)
+    monkeypatch.setattr(keys, "DUCKDB_MEMORY", "1MB")
+    with pytest.raises(DatasetError, match=f"Set build_dataset.shards to {2 * shards} or more"):
+        build_dataset(database_url, small.config(tmp_path, shards=shards))
+    assert not list((tmp_path / "planner").glob("v1*"))
