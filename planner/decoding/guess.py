@@ -32,6 +32,7 @@ PRIORS = {
     "ending": 0.95,  # the line's end: servings as in the line before, or as last week
     "number": 0.9,  # of servings
 }
+BETWEEN_DISHES = {"day", "ending", "number"}
 PRIOR_WEIGHT = 3.0  # guesses that the prior counts for, against those of the plan at hand
 FEW_LEAVES = 8  # below a node with more leaves no title is guessed without a reason
 MANY_LEAVES = 4096  # below a node with more, looking for what was chosen often would cost more than it spares

@@ -21,6 +21,7 @@ _FREE = {
     "dataset",
     "model_name",
     "decide",
+    "beam",
     "embed_base",
     "checkpoints",
     "checkpoint_every",

@@ -50,12 +50,15 @@ class FakeModel:
     def forward(self, rows, branches=()):
         self.num_calls += 1
         states = []
-        for cache, tokens in rows:
+        for index, (cache, tokens) in enumerate(rows):
             assert len(tokens)
             self.num_tokens += len(tokens)
-            before = len(cache.tokens)
+            past, left, seen = tuple(cache.tokens), list(tokens), []
             cache.tokens.extend(tokens)
-            states.append([tuple(cache.tokens[: before + n + 1]) for n in range(len(tokens))])
+            for length in (branches[index] if branches else ()) or (len(tokens),):
+                seen += [(*past, *left[: n + 1]) for n in range(length)]
+                del left[:length]
+            states.append(seen)
         return states
 
     def scores(self, state, token_ids):
@@ -67,16 +70,8 @@ class FakeModel:
         return torch.from_numpy(noise + np.array([self.habit * (int(i) in pairs) for i in ids]))
 
 
-def decoder_with(base, catalogue, *, guess, max_rows=4, seed=0, habit=0.8, call_tokens=None, repeats=False):
-    decoder = Decoder(
-        base.model,
-        base.tokenizer,
-        catalogue,
-        guess=guess,
-        max_rows=max_rows,
-        call_tokens=call_tokens,
-        repeats=repeats,
-    )
+def decoder_with(base, catalogue, *, guess, max_rows=4, seed=0, habit=0.8, **options):
+    decoder = Decoder(base.model, base.tokenizer, catalogue, guess=guess, max_rows=max_rows, **options)
     decoder.packed = FakeModel(seed, habit)
     return decoder
 
