@@ -1,4 +1,4 @@
-"""A replay's batches spread over workers: processes of this machine, Spark, or the ranks of Accelerate.
+"""A replay's batches spread over workers: processes of this machine, Spark, or the ranks of Accelerate (`ranks.py`).
 
 In: a `Job` that every worker opens for itself (its own models, its own stream of rows). Out: finished parts in one
 folder that all of them see. `replay` then finds every part done, plans what a killed worker left, and joins them: the
@@ -54,9 +54,6 @@ class Job:
 
 def plan_shard(job: Job, shard: int, num_shards: int) -> int:
     """Plan every `num_shards`-th batch, beginning with number `shard`; how many rows were planned.
-
-    On GPUs each rank plans its own: `accelerate launch` this with `PartialState().process_index` and
-    `.num_processes`, then let one rank call `replay`.
 
     Raises:
         ReplayError: as `replay` does.

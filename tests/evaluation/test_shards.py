@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from planner.contracts.errors import ReplayError
+from planner.evaluation.ranks import plan_in_ranks
 from planner.evaluation.replay import Lineage, Replay, replay
 from planner.evaluation.shards import Job, Opened, plan_in_processes, plan_on_spark, plan_shard
 from tests.evaluation.planners import catalogue_of, examples_of, oracle, popular
@@ -79,6 +80,17 @@ def test_a_process_that_is_killed_is_a_clear_error_and_the_errors_of_workers_are
         plan_in_processes(job(tmp_path, partial(opened, die=True)), 2)
     with pytest.raises(ReplayError, match="is of split 'train', but 'test' is replayed"):
         plan_in_processes(job(tmp_path, other_split), 2)
+
+
+@pytest.mark.slow
+def test_ranks_of_accelerate_join_to_the_same_bytes_and_the_error_of_one_is_told(tmp_path: Path, whole: bytes) -> None:
+    assert plan_in_ranks(job(tmp_path), 2) == 42
+    found = joined(tmp_path)
+    assert found.num_resumed == 42 and found.rows_path.read_bytes() == whole
+    with pytest.raises(ReplayError, match="One of the 2 ranks .* is of split 'train', but 'test' is replayed"):
+        plan_in_ranks(job(tmp_path, other_split), 2)
+    with pytest.raises(ReplayError, match="One of the 2 ranks of the replay failed"):
+        plan_in_ranks(job(tmp_path, partial(opened, die=True)), 2)
 
 
 @needs_spark
