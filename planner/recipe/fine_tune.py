@@ -168,7 +168,7 @@ def _register(
     parts = LoraParts(base=base, tokenizer=load_tokenizer(base.folder, base.name), adapter=report.adapter_folder)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "planner"
-        options = DecodingOptions(decide=step.decide, beam=step.beam)
+        options = DecodingOptions(repeats=step.repeats, decide=step.decide, beam=step.beam)
         write_package(package, parts, catalogue, lineage, options=options, embed_base=step.embed_base)
         return register_package(
             package,

@@ -69,6 +69,8 @@ class TrainConfig(BaseModel):
     """What the registered version decides at a time: the likeliest dish as a whole, or the likeliest token (greedy)."""
     beam: Whole = Field(1, ge=1, le=64)
     """Plans that the registered version follows at a time with `decide: dish`; 1 follows the likeliest."""
+    repeats: StrictBool = False
+    """Whether a dish may stand twice in a plan of the registered version."""
     lora_r: Whole = Field(16, ge=1, le=1024)
     """Rank of the adapter."""
     lora_alpha: Number = Field(32, gt=0)

@@ -22,6 +22,7 @@ _FREE = {
     "model_name",
     "decide",
     "beam",
+    "repeats",
     "embed_base",
     "checkpoints",
     "checkpoint_every",
