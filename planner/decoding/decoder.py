@@ -28,7 +28,7 @@ from planner.contracts.prompt import default_servings, encode_prompt, render_pro
 from planner.contracts.request import Household, Request
 from planner.decoding.beam import Beam, Row
 from planner.decoding.constraints import Allowed
-from planner.decoding.guess import BETWEEN_DISHES, Guesser, Leaves, Piece
+from planner.decoding.guess import BETWEEN_DISHES, PRIORS, Guesser, Leaves, Piece
 from planner.decoding.legal import LegalTokens
 from planner.decoding.packed import PackedModel, RowCache
 from planner.decoding.result import PlanResult
@@ -84,6 +84,9 @@ class Decoder:
         self.packed = PackedModel(model)
         self._tokenizer, self._guess = tokenizer, guess
         self._tokens, self._beam, self._num_at_once = decide == "token", beam, max(1, max_rows // beam)
+        # A search is spared nothing by a dish's first words; one row of several waits in front of each dish.
+        dishes = PRIORS.keys() - (set() if self._tokens else {"alike"})
+        self._guessed = dishes if beam == 1 else BETWEEN_DISHES
         kind = self.packed.device.type
         self._call_tokens = CALL_TOKENS.get(kind, CALL_TOKENS["cpu"]) if call_tokens is None else call_tokens
         self._leaves = Leaves.of(self.trie, len(catalogue.recipes))
@@ -176,8 +179,7 @@ class Decoder:
 
     def _draft(self, beam: Beam, row: Row, call_tokens: float) -> list[Piece]:
         draft = beam.guesser.draft(row.moves, call_tokens) if beam.guesser else []
-        # A row of several waits for the others in front of each dish.
-        return draft if self._beam == 1 else list(takewhile(lambda piece: piece.kind in BETWEEN_DISHES, draft))
+        return list(takewhile(lambda piece: piece.kind in self._guessed, draft))
 
     def _go_on_searching(self, row: Row, search: DishSearch, states: torch.Tensor) -> None:
         ends = np.cumsum([len(piece) for piece in search.branches]) - 1

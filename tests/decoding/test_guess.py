@@ -204,7 +204,23 @@ def test_kind_of_guess_that_fails_is_made_no_more(base):
     for _ in range(300):
         guesser.learn([Piece("day", (1, 2))], 2)
     assert [piece.kind for piece in guesser.draft(moves, 4.0)] == ["day"]
-    assert set(PRIORS) == {"day", "dish", "known", "often", "few", "rest", "ending", "number"}
+    assert set(PRIORS) == {"day", "dish", "known", "often", "alike", "few", "rest", "ending", "number"}
+
+
+def test_beginning_of_the_last_dish_is_guessed_for_the_next(base):
+    catalogue = tiny_catalogue(144)
+    decoder = decoder_with(base, catalogue, guess=True)
+    guesser = Guesser(decoder.trie, Leaves.of(decoder.trie, 144), {}, None, 2)
+    moves = decoder.legal.moves(Request(Household("h", 2)))
+    first = Plan((Meal("monday", catalogue.recipes[0].id, 2),))
+    request = Request(Household("h", 2))
+    for token in encode_target(base.tokenizer, render_plan(first, request, catalogue))[:-1]:
+        moves.take(token)
+    pieces = guesser.draft(moves, 1e9)
+    text = base.tokenizer.decode([token for piece in pieces for token in piece.tokens])
+    title = catalogue.recipes[0].title
+    assert text.startswith(f"Tue: {title.split()[0]}") and title not in text  # the dish itself is eaten
+    assert {piece.kind for piece in pieces[1:]} == {"alike"}
 
 
 def test_dish_that_is_planned_for_everyone_is_guessed_for_the_next(base):
