@@ -132,10 +132,7 @@ def replay(
     """
     trained_on = check_lineage(lineage, baseline_lineage, split, allow_trained_rows)
     planners = dict(zip(PLANNERS, (candidate, baseline), strict=True))
-    differences = {
-        name: _check_catalogue(name, planner.catalogue, catalogue, max_catalogue_difference)
-        for name, planner in planners.items()
-    }
+    differences = check_catalogues(planners, catalogue, max_catalogue_difference)
     parts: list[Part] = []
     places: list[tuple[int, ...]] = []
     num_done = num_resumed = 0
@@ -157,6 +154,15 @@ def replay(
     join_parts(parts, places, folder / "rows.parquet")
     costs = {name: sum((part.costs[name] for part in parts), Costs()) for name in PLANNERS}
     return Replay(folder / "rows.parquet", split, num_done, num_resumed, trained_on, costs, differences)
+
+
+def check_catalogues(planners: Mapping[str, Planner], dataset: Catalogue, limit: float) -> dict[str, int]:
+    """By how many recipes each planner's catalogue differs from the dataset's.
+
+    Raises:
+        ReplayError: one differs in more than the share `limit`.
+    """
+    return {name: _check_catalogue(name, planner.catalogue, dataset, limit) for name, planner in planners.items()}
 
 
 def catalogue_difference(one: Catalogue, other: Catalogue) -> int:

@@ -21,7 +21,7 @@ from planner.contracts.errors import ReplayError
 from planner.contracts.example import Example
 from planner.decoding.result import Planner
 from planner.evaluation.parts import read_part
-from planner.evaluation.replay import batches_of, plan_batch
+from planner.evaluation.replay import batches_of, check_catalogues, plan_batch
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -50,6 +50,7 @@ class Job:
     identity: Mapping[str, str]
     batch_size: int = 8
     resume: bool = True
+    max_catalogue_difference: float = 0.05
 
 
 def plan_shard(job: Job, shard: int, num_shards: int) -> int:
@@ -60,6 +61,7 @@ def plan_shard(job: Job, shard: int, num_shards: int) -> int:
     """
     opened = job.open()
     planners = {"candidate": opened.candidate, "baseline": opened.baseline}
+    check_catalogues(planners, opened.catalogue, job.max_catalogue_difference)
     batches = batches_of(
         opened.examples,
         split=job.split,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ReplayError
 from planner.evaluation.ranks import plan_in_ranks
 from planner.evaluation.replay import Lineage, Replay, replay
@@ -31,6 +33,11 @@ def opened(num_rows: int = 42, *, die: bool = False) -> Opened:
 def other_split() -> Opened:
     examples = examples_of(3, CATALOGUE, split="train")
     return Opened(oracle(examples, CATALOGUE), popular(CATALOGUE), CATALOGUE, examples)
+
+
+def other_catalogue() -> Opened:
+    world = opened()
+    return replace(world, baseline=popular(Catalogue.of(CATALOGUE.recipes[2:])))
 
 
 def joined(folder: Path, **options: Any) -> Replay:
@@ -72,6 +79,13 @@ def test_processes_of_this_machine_join_to_the_same_bytes(tmp_path: Path, whole:
     assert [done for done, _, _ in seen] == [1, 2]
     found = joined(tmp_path)
     assert found.num_resumed == 42 and found.rows_path.read_bytes() == whole
+
+
+def test_catalogues_too_far_apart_are_refused_before_anything_is_planned(tmp_path: Path) -> None:
+    with pytest.raises(ReplayError, match="baseline's catalogue differs from the dataset's in 2 of 24 recipes"):
+        plan_shard(job(tmp_path, other_catalogue), 0, 2)
+    assert not (tmp_path / "parts").exists()
+    assert plan_shard(job(tmp_path, other_catalogue, max_catalogue_difference=0.1), 0, 2) == 22
 
 
 @pytest.mark.slow
