@@ -10,8 +10,8 @@ same formula from passes of the unchanged model over one row with its own cache.
 they can be imported (`pip install --no-deps` into an environment of your own); this project does not depend on them.
 
 Run: `python -m benchmarks.decoding smollm2-135m --adapter FOLDER --dataset .planner/datasets/planner/2018-01-01`
-(about 4 minutes; `--requests 8 --rounds 3` for figures to quote; `--decide dish` for whole dishes; `--only prepare` or `--only
-plans` for one half; `--alone` without the peers, as for a large synthetic catalogue: `--recipes 100000`).
+(about 4 minutes; `--requests 8 --rounds 3` for figures to quote; `--decide dish` for whole dishes; `--only prepare` or
+`--only plans` for one half; `--alone` without the peers, as for a large synthetic catalogue: `--recipes 100000`).
 """
 
 from __future__ import annotations
