@@ -15,22 +15,21 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ContractError
 from planner.contracts.plan import EMPTY_PLAN
 from planner.contracts.prompt import default_servings, encode_prompt, render_prompt
 from planner.contracts.request import Household, Request
+from planner.decoding.beam import Beam, Row
 from planner.decoding.constraints import Allowed
-from planner.decoding.guess import Guesser, Leaves
+from planner.decoding.guess import BETWEEN_DISHES, PRIORS, Guesser, Leaves, Piece
 from planner.decoding.legal import LegalTokens
-from planner.decoding.moves import PlanMoves
 from planner.decoding.packed import PackedModel, RowCache
 from planner.decoding.result import PlanResult
 from planner.decoding.sampling import Sampler, Sampling
@@ -49,28 +48,6 @@ ROOM_FOR_PLAN = 112  # tokens that a row's cache has room for behind the prompt;
 UNWRITABLE = "no_recipe_allowed: what fits the budget reads like the title of another recipe"
 
 
-@dataclass(slots=True)
-class _Row:
-    """One request while it is decoded; `legal` are the tokens to choose from, `num_fed` tokens are in the cache."""
-
-    index: int
-    prompt: list[int]
-    moves: PlanMoves
-    legal: NDArray[np.int64]
-    guesser: Guesser | None
-    cache: RowCache | None = None
-    num_fed: int = 0
-    num_calls: int = 0
-    num_decisions: int = 0
-    num_rejected: int = 0
-    sampler: Sampler | None = None
-    search: DishSearch | None = None
-    going_on: float = 1.0  # probability that the plan is as long as it is by now
-
-    def unfed(self) -> list[int]:
-        return (self.prompt + self.moves.tokens)[self.num_fed :]
-
-
 class Decoder:
     """Decodes plans for one catalogue; safe to call from several threads, one at a time gets the model.
 
@@ -78,10 +55,11 @@ class Decoder:
         model: a Hugging Face causal language model in evaluation mode, merged or with an adapter.
         tokenizer: its tokenizer.
         catalogue: the dishes that may be proposed.
-        max_rows: requests decoded at a time. More rows share a call's cost; each holds its cache.
+        max_rows: rows decoded at a time, one a request or `beam` of them. More share a call's cost; each has a cache.
         repeats: whether a dish may stand twice in a plan.
         decide: `token` takes the likeliest token at each place; `dish` the likeliest dish as a whole, and ends a plan
             at the middle of the lengths that the model holds possible.
+        beam: beginnings of a plan that are followed at a time with `dish`, see `beam.py`; 1 follows the likeliest.
         guess: feed guesses with what is decided; the same plans in fewer calls.
         call_tokens: how many more tokens in a call cost as much as another call; None for `CALL_TOKENS`.
     """
@@ -95,15 +73,20 @@ class Decoder:
         max_rows: int = 16,
         repeats: bool = False,
         decide: Decide = "token",
+        beam: int = 1,
         guess: bool = True,
         call_tokens: float | None = None,
     ) -> None:
+        assert beam == 1 or decide == "dish", "a beam is one over dishes"
         self.catalogue = catalogue
         self.legal = LegalTokens(catalogue, tokenizer, repeats=repeats)
         self.trie, self.constraints = self.legal.trie, self.legal.constraints
         self.packed = PackedModel(model)
-        self._tokenizer, self._max_rows, self._guess = tokenizer, max_rows, guess
-        self._tokens = decide == "token"
+        self._tokenizer, self._guess = tokenizer, guess
+        self._tokens, self._beam, self._num_at_once = decide == "token", beam, max(1, max_rows // beam)
+        # A search is spared nothing by a dish's first words; one row of several waits in front of each dish.
+        dishes = PRIORS.keys() - (set() if self._tokens else {"alike"})
+        self._guessed = dishes if beam == 1 else BETWEEN_DISHES
         kind = self.packed.device.type
         self._call_tokens = CALL_TOKENS.get(kind, CALL_TOKENS["cpu"]) if call_tokens is None else call_tokens
         self._leaves = Leaves.of(self.trie, len(catalogue.recipes))
@@ -123,27 +106,27 @@ class Decoder:
             ContractError: a request's text is longer than the model's context.
         """
         results: dict[int, PlanResult] = {}
-        rows: list[_Row] = []
+        beams: list[Beam] = []
         for index, request in enumerate(requests):
             allowed = self.constraints.allowed(request)
             reason = self.constraints.infeasible_reason(allowed)
-            row = None if reason is not None else self._new_row(index, request, allowed, sampling)
-            if row is not None and (row.moves.plan.meals or len(row.legal)):
-                rows.append(row)
+            beam = None if reason is not None else self._new_beam(index, request, allowed, sampling)
+            if beam is not None and (beam.is_open or beam.rows[0].moves.plan.meals):
+                beams.append(beam)
             else:
                 results[index] = PlanResult(EMPTY_PLAN, False, reason or UNWRITABLE)
-        # The longest first: the last rows to finish should be short ones.
-        rows.sort(key=lambda row: (-len(row.prompt), row.index))
+        # The longest first: the last to finish should be short ones.
+        beams.sort(key=lambda beam: (-len(beam.prompt), beam.index))
         with self._lock:
-            self._decode(rows)
-        for row in rows:
-            tokens, calls = len(row.moves.tokens), row.num_calls
-            results[row.index] = PlanResult(
-                row.moves.plan, True, None, tokens, calls, row.num_decisions, row.num_rejected
+            self._decode(beams)
+        for beam in beams:
+            best = beam.rows[0].moves
+            results[beam.index] = PlanResult(
+                best.plan, True, None, len(best.tokens), beam.num_calls, beam.num_decisions, beam.num_rejected
             )
         return [results[index] for index in range(len(requests))]
 
-    def _new_row(self, index: int, request: Request, allowed: Allowed, sampling: Sampling | None) -> _Row:
+    def _new_beam(self, index: int, request: Request, allowed: Allowed, sampling: Sampling | None) -> Beam:
         prompt = self._encode(request)
         most = self.packed.max_positions - ROOM_FOR_PLAN
         if len(prompt) > most:
@@ -152,63 +135,62 @@ class Decoder:
                 "Shorten pantry, preferences and exclusions."
             )
         moves = self.legal.moves(request, allowed)
-        legal = moves.run_forced()
+        row = Row(moves, moves.run_forced())
         usual, previous = default_servings(request), request.previous_plan
         guesser = Guesser(self.trie, self._leaves, self._row_of, previous, usual) if self._guess else None
-        return _Row(index, prompt, moves, legal, guesser, sampler=Sampler(sampling, request) if sampling else None)
+        return Beam(index, prompt, [row], guesser, Sampler(sampling, request) if sampling else None)
 
-    def _decode(self, rows: Sequence[_Row]) -> None:
-        waiting = deque(row for row in rows if len(row.legal))
-        active: list[_Row] = []
+    def _decode(self, beams: Sequence[Beam]) -> None:
+        waiting = deque(beam for beam in beams if beam.is_open)
+        active: list[Beam] = []
         while waiting or active:
-            while waiting and len(active) < self._max_rows:
+            while waiting and len(active) < self._num_at_once:
                 active.append(self._started(waiting.popleft()))
-            self._call(active)
-            for row in active:
-                if not len(row.legal):
-                    row.cache = None
-                    self._leaves.count(self._row_of[meal.recipe_id] for meal in row.moves.plan.meals)
-            active = [row for row in active if row.cache is not None]
+            self._call([(beam, row) for beam in active for row in beam.rows if row.is_open])
+            for beam in active:
+                beam.num_calls += 1
+                if not beam.is_open:
+                    beam.narrow(self._beam, self._new_cache)
+                if not beam.is_open:
+                    del beam.rows[1:]
+                    beam.rows[0].cache = None
+                    self._leaves.count(self._row_of[meal.recipe_id] for meal in beam.rows[0].moves.plan.meals)
+            active = [beam for beam in active if beam.is_open]
 
-    def _call(self, active: Sequence[_Row]) -> None:
+    def _call(self, active: Sequence[tuple[Beam, Row]]) -> None:
         """One model call: what is certain, with guesses behind it, or the titles that a search asks about."""
         call_tokens = self._call_tokens * (1 / len(active) + ROW_SHARE)
         drafts, fed, branches = [], [], []
-        for row in active:
+        for beam, row in active:
             asked = row.search.branches if row.search else []
-            draft = row.guesser.draft(row.moves, call_tokens) if row.guesser and not asked else []
+            draft = self._draft(beam, row, call_tokens) if not asked else []
             drafts.append(draft)
             branches.append([len(piece) for piece in asked])
-            pieces: Sequence[Sequence[int]] = asked or [row.unfed(), *(piece.tokens for piece in draft)]
-            fed.append((_cache(row), [token for piece in pieces for token in piece]))
-        for row, draft, states in zip(active, drafts, self.packed.forward(fed, branches), strict=True):
-            row.num_calls += 1
+            pieces: Sequence[Sequence[int]] = asked or [beam.unfed(row), *(piece.tokens for piece in draft)]
+            fed.append((row.held_cache(), [token for piece in pieces for token in piece]))
+        for (beam, row), draft, states in zip(active, drafts, self.packed.forward(fed, branches), strict=True):
             if row.search:
                 self._go_on_searching(row, row.search, states)
                 continue
             guessed = [token for piece in draft for token in piece.tokens]
-            num_right = self._choose(row, guessed, states[len(states) - len(guessed) - 1 :])
-            if row.guesser:
-                row.guesser.learn(draft, num_right)
+            num_right = self._choose(beam, row, guessed, states[len(states) - len(guessed) - 1 :])
+            if beam.guesser:
+                beam.guesser.learn(draft, num_right)
 
-    def _go_on_searching(self, row: _Row, search: DishSearch, states: torch.Tensor) -> None:
+    def _draft(self, beam: Beam, row: Row, call_tokens: float) -> list[Piece]:
+        draft = beam.guesser.draft(row.moves, call_tokens) if beam.guesser else []
+        return list(takewhile(lambda piece: piece.kind in self._guessed, draft))
+
+    def _go_on_searching(self, row: Row, search: DishSearch, states: torch.Tensor) -> None:
         ends = np.cumsum([len(piece) for piece in search.branches]) - 1
-        _cache(row).cut(row.num_fed)
+        row.held_cache().cut(row.num_fed)
         search.take([states[end] for end in ends.tolist()])
-        self._finish_search(row, search)
 
-    def _finish_search(self, row: _Row, search: DishSearch) -> None:
-        row.search = search if search.found is None else None
-        if search.found is not None:
-            for token in search.found:
-                row.moves.take(token)
-            row.legal = row.moves.run_forced()
-            row.num_decisions += 1
-
-    def _choose(self, row: _Row, guessed: Sequence[int], states: torch.Tensor) -> int:
+    def _choose(self, beam: Beam, row: Row, guessed: Sequence[int], states: torch.Tensor) -> int:
         """Decide as far as the guesses are right; how many are.
 
         Args:
+            beam: of the row.
             row: at a decision.
             guessed: the tokens fed behind what was certain.
             states: hidden states behind the certain tokens and behind each guessed one.
@@ -216,24 +198,26 @@ class Decoder:
         start, num_right = len(row.moves.tokens), 0
         written = row.moves.tokens
         while len(row.legal) and start + num_right == len(written) and row.search is None:
-            if not self._by_token(row) and row.moves.leaves_open():
+            if not self._by_token(beam) and row.moves.leaves_open():
                 ahead = tuple(guessed[num_right:])
-                self._finish_search(row, DishSearch(row.moves, self.packed, states[num_right:], ahead))
+                row.search = DishSearch(row.moves, self.packed, states[num_right:], ahead, count=self._beam)
+                if row.search.is_done and self._beam == 1:
+                    beam.narrow(1, self._new_cache)
             else:
-                row.moves.take(self._next_token(row, states[num_right]))
+                row.moves.take(self._next_token(beam, row, states[num_right]))
                 row.legal = row.moves.run_forced()
-                row.num_decisions += 1
+                beam.num_decisions += 1
             num_right += _common_length(guessed[num_right:], written[start + num_right :])
-        row.num_rejected += len(guessed) - num_right
-        row.num_fed = len(row.prompt) + start + num_right
-        _cache(row).cut(row.num_fed)
+        beam.num_rejected += len(guessed) - num_right
+        row.num_fed = len(beam.prompt) + start + num_right
+        row.held_cache().cut(row.num_fed)
         return num_right
 
-    def _next_token(self, row: _Row, state: torch.Tensor) -> int:
+    def _next_token(self, beam: Beam, row: Row, state: torch.Tensor) -> int:
         legal = row.legal
         scores = self.packed.scores(state, torch.from_numpy(legal).to(self.packed.device))
-        if row.sampler:
-            return int(legal[row.sampler.choose(scores.double().cpu().numpy(), row.num_decisions)])
+        if beam.sampler:
+            return int(legal[beam.sampler.choose(scores.double().cpu().numpy(), beam.num_decisions)])
         if not self._tokens and self.trie.end in legal:
             # Going on is likelier than ending for most lengths, one by one: taken each by itself, every plan is long.
             others = torch.from_numpy(legal != self.trie.end).to(scores.device)
@@ -243,20 +227,24 @@ class Decoder:
             legal, scores = legal[legal != self.trie.end], scores[others]
         return int(legal[int(scores.argmax())])
 
-    def _by_token(self, row: _Row) -> bool:
+    def _by_token(self, beam: Beam) -> bool:
         """Whether titles are decided token by token: drawn ones always, since that draws dishes by their chances."""
-        return self._tokens or row.sampler is not None
+        return self._tokens or beam.sampler is not None
 
-    def _started(self, row: _Row) -> _Row:
-        row.cache = self.packed.new_row(len(row.prompt) + ROOM_FOR_PLAN)
-        shared = _common_length(row.prompt[:-1], self._prefix)
+    def _started(self, beam: Beam) -> Beam:
+        (row,) = beam.rows
+        row.cache = self._new_cache(len(beam.prompt))
+        shared = _common_length(beam.prompt[:-1], self._prefix)
         if shared:
             if self._prefix_cache is None:
                 self._prefix_cache = self.packed.new_row(len(self._prefix))
                 self.packed.forward([(self._prefix_cache, self._prefix)])
             row.cache.copy_prefix(self._prefix_cache, shared)
             row.num_fed = shared
-        return row
+        return beam
+
+    def _new_cache(self, prompt_length: int) -> RowCache:
+        return self.packed.new_row(prompt_length + ROOM_FOR_PLAN)
 
     def _encode(self, request: Request) -> list[int]:
         return encode_prompt(self._tokenizer, render_prompt(request, self.catalogue))
@@ -265,11 +253,6 @@ class Decoder:
         """The tokens that every prompt begins with, found by comparing two prompts that differ at once."""
         one, two = (self._encode(Request(Household("", size))) for size in (1, 2))
         return one[: _common_length(one, two)]
-
-
-def _cache(row: _Row) -> RowCache:
-    assert row.cache is not None
-    return row.cache
 
 
 def _common_length(one: Sequence[int], two: Sequence[int]) -> int:

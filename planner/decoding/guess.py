@@ -27,11 +27,13 @@ PRIORS = {
     "dish": 0.6,  # last week's dish of that day
     "known": 0.8,  # another dish of last week that the title's beginning leaves open
     "often": 0.5,  # what this decoder planned most often below the node
+    "alike": 0.4,  # a beginning that another dish of this plan had
     "few": 0.35,  # one of few dishes left
     "rest": 0.9,  # a later branch of the same title
     "ending": 0.95,  # the line's end: servings as in the line before, or as last week
     "number": 0.9,  # of servings
 }
+BETWEEN_DISHES = {"day", "ending", "number"}
 PRIOR_WEIGHT = 3.0  # guesses that the prior counts for, against those of the plan at hand
 FEW_LEAVES = 8  # below a node with more leaves no title is guessed without a reason
 MANY_LEAVES = 4096  # below a node with more, looking for what was chosen often would cost more than it spares
@@ -155,6 +157,7 @@ class Guesser:
         """The rest of a title with its line's end; returns the dish, or None where there is nothing to go by."""
         guess = self._dish(moves, place, used)
         if guess is None:
+            yield from self._alike(moves, place)
             return None
         kind, row = guess
         written = moves.plan.meals
@@ -204,6 +207,28 @@ class Guesser:
                 at = int(np.searchsorted(following, tokens[depth]))
                 low, high = int(starts[at]), int(starts[at + 1]) if at + 1 < len(starts) else high
         yield Piece(kind, tuple(tokens[start:]))
+
+    def _alike(self, moves: PlanMoves, place: Place) -> Iterator[Piece]:
+        """How the titles of this plan went on before; a model that wrote one grilled dish likes another."""
+        recent = list(dict.fromkeys(reversed(moves.tokens)))
+        low, high, depth, tokens = place.low, place.high, place.depth, list[int]()
+        while self.trie.recipe[low] != self.trie.recipe[high - 1]:
+            following, starts = self.trie.children(low, high, depth)
+            at = 0
+            if len(following) > 1:
+                if tokens:
+                    yield Piece("alike", tuple(tokens))
+                places = np.searchsorted(following, recent)
+                known = [
+                    int(i) for i, t in zip(places, recent, strict=True) if i < len(following) and following[i] == t
+                ]
+                if not known:
+                    return
+                at, tokens = known[0], []
+            tokens.append(int(following[at]))
+            low, high, depth = int(starts[at]), int(starts[at + 1]) if at + 1 < len(starts) else high, depth + 1
+        if tokens and moves.afforded(low, high).any():
+            yield Piece("alike", tuple(tokens))
 
     def _number(self, moves: PlanMoves, place: Place) -> Generator[Piece, None, int | None]:
         row = int(self.trie.recipe[place.low])

@@ -10,6 +10,7 @@ A position with one legal token is no decision (`run_forced` passes over it).
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +90,12 @@ class PlanMoves:
     def plan(self) -> Plan:
         """The meals written so far."""
         return Plan(tuple(self._meals))
+
+    def copy(self) -> PlanMoves:
+        """The same state once more, to go on another way."""
+        other = copy.copy(self)
+        other.tokens, other._meals, other._price = list(self.tokens), list(self._meals), self._price.copy()
+        return other
 
     def place(self) -> Place:
         """Where the plan stands."""

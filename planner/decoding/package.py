@@ -53,11 +53,12 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class DecodingOptions:
-    """How the model is decoded: requests at a time, whether a dish may stand twice in a plan, and what is decided."""
+    """How the model is decoded: rows at a time, whether a dish may stand twice in a plan, and what is decided."""
 
     max_rows: int = 16
     repeats: bool = False
     decide: Decide = "token"
+    beam: int = 1
 
 
 @dataclass(frozen=True, slots=True)

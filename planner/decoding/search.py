@@ -1,11 +1,11 @@
 """Which dish comes next, as a whole: a best-first search over the titles that are still legal.
 
-In: where a plan stands, and the model's scores as the search asks for them. Out: the tokens of the most likely dish.
+In: where a plan stands, and the model's scores as the search asks for them. Out: the most likely dish, or dishes.
 
 Greedy token by token, a family of titles that begin alike (`Grilled …`) wins over one dish that is likelier than each
 of them. Here the probability of a dish is the product of its tokens' probabilities among the legal ones, and the dish
-with the highest one is taken, exactly: a beginning can never be likelier than what it begins, so no title behind a
-beginning that is less likely than a known dish needs to be looked at.
+with the highest one is found, exactly: a beginning can never be less likely than what it begins, so no title behind a
+beginning that is less likely than a known dish needs to be looked at. Going on, the search finds the second, and so on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ WIDTH = 8  # beginnings that are looked behind in one model call
 
 
 @dataclass(frozen=True, slots=True)
+class Dish:
+    """A dish by the tokens that name it among those left, and its log probability."""
+
+    tokens: Pieces
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Node:
     """Leaves `low` to `high` of the trie, which share their first `depth` tokens; `tokens` lead there."""
 
@@ -35,30 +43,38 @@ class _Node:
 
 
 class DishSearch:
-    """The search for one dish of one plan.
+    """The search for one dish of one plan; `found` are the likeliest, best first.
 
     Args:
         moves: the plan so far, in front of a title or within one.
         packed: scores tokens.
         states: the model's last hidden state there, and behind each token of `ahead`.
         ahead: a guess of what comes next; beginnings that it goes through need no call.
+        count: how many dishes to find; fewer where fewer are left.
     """
 
-    def __init__(self, moves: PlanMoves, packed: PackedModel, states: Tensor, ahead: Pieces = ()) -> None:
-        self._moves, self._packed = moves, packed
+    def __init__(
+        self, moves: PlanMoves, packed: PackedModel, states: Tensor, ahead: Pieces = (), *, count: int = 1
+    ) -> None:
+        self.found: list[Dish] = []
+        self._moves, self._packed, self._count = moves, packed, count
         self._states, self._ahead = states, ahead
         place = moves.place()
         self._heap: list[tuple[float, int, _Node]] = []
         self._num_seen = 0
         self._waiting: list[_Node] = []
-        self.found: Pieces | None = None
         self._look_behind(_Node(place.low, place.high, place.depth, (), 0.0), states[0])
         self._advance()
 
     @property
     def branches(self) -> list[Pieces]:
-        """The beginnings whose states are needed, as tokens behind the plan so far; empty once a dish is found."""
+        """The beginnings whose states are needed, as tokens behind the plan so far; empty once it is done."""
         return [node.tokens for node in self._waiting]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that was asked for is found."""
+        return not self._waiting
 
     def take(self, states: list[Tensor]) -> None:
         """Go on with the last hidden state of each of `branches`."""
@@ -77,21 +93,22 @@ class DishSearch:
             self._num_seen += 1
 
     def _advance(self) -> None:
-        """Take the likeliest beginnings until one is a dish, or `WIDTH` of them need their states."""
+        """Take the likeliest beginnings until enough are dishes, or `WIDTH` of them need their states."""
         self._waiting = []
-        while self._heap and len(self._waiting) < WIDTH:
+        known: list[tuple[float, int, _Node]] = []  # dishes; what is ahead of them may hide better ones
+        while self._heap and len(self._waiting) < WIDTH and len(self.found) + len(known) < self._count:
             entry = heappop(self._heap)
             node, is_dish = self._run_forced(entry[2])
-            if is_dish:
-                if self._waiting:  # the best dish that is known; what is ahead of it may hide a better one
-                    heappush(self._heap, entry)
-                else:
-                    self.found = node.tokens
-                return
-            if self._ahead[: len(node.tokens)] == node.tokens:
+            if is_dish and self._waiting:
+                known.append(entry)
+            elif is_dish:
+                self.found.append(Dish(node.tokens, node.score))
+            elif self._ahead[: len(node.tokens)] == node.tokens:
                 self._look_behind(node, self._states[len(node.tokens)])
             else:
                 self._waiting.append(node)
+        for entry in known:
+            heappush(self._heap, entry)
 
     def _run_forced(self, node: _Node) -> tuple[_Node, bool]:
         """Go on while one token is legal and more than one dish is left; whether one dish is."""

@@ -70,9 +70,9 @@ class EvaluateConfig(BaseModel):
     """Processes or tasks that replay side by side, each with models of its own; the rows are the same bytes. 1 is best
     on a few cores: one process uses them all."""
 
-    workers_on: Literal["processes", "spark"] = "processes"
-    """Where workers run: processes of this machine, or tasks of the Spark session (`folder` must then be one that they
-    and the driver see, and the workers must have this package)."""
+    workers_on: Literal["processes", "ranks", "spark"] = "processes"
+    """Where workers run: processes of this machine; `ranks` of `accelerate launch`, one a GPU of this machine; or tasks
+    of the Spark session (`folder` must then be one that they and the driver see, and the workers have this package)."""
 
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Which rows a sample takes. Planning itself is greedy and has no seed."""

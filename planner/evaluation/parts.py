@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -93,22 +94,31 @@ def write_part(
     return Part(path, len(rows), dict(costs))
 
 
-def join_parts(parts: Iterable[Part], path: Path) -> int:
-    """Write the parts as one file of evenly cut row groups, whatever the batches were; returns its number of rows."""
+def join_parts(parts: Iterable[Part], places: Iterable[Sequence[int]], path: Path) -> int:
+    """Write the parts as one file of evenly cut row groups, whatever the batches were; returns its number of rows.
+
+    Args:
+        parts: of windows that follow each other.
+        places: per part, the places that its rows have in the file.
+        path: of the file.
+    """
     num_rows = 0
     temporary = path.with_suffix(".tmp")
-    buffer: list[pa.Table] = []
+    buffer, held, order = ROWS_SCHEMA.empty_table(), list[pa.Table](), list[int]()
     with pq.ParquetWriter(temporary, ROWS_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-        for part in parts:
-            buffer.append(pq.read_table(part.path, schema=ROWS_SCHEMA))
+        for part, own in zip(parts, places, strict=True):
+            held.append(pq.read_table(part.path, schema=ROWS_SCHEMA))
+            order += own
             num_rows += part.num_rows
-            table = pa.concat_tables(buffer)
-            while len(table) >= ROW_GROUP:
-                writer.write_table(table.slice(0, ROW_GROUP).combine_chunks(), row_group_size=ROW_GROUP)
-                table = table.slice(ROW_GROUP)
-            buffer = [table]
-        if buffer and len(buffer[0]):
-            writer.write_table(buffer[0].combine_chunks(), row_group_size=ROW_GROUP)
+            if max(order) + 1 > num_rows:  # rows in front of one of these are still to come
+                continue
+            window = pa.concat_tables(held).take(np.argsort(order))
+            buffer, held, order = pa.concat_tables([buffer, window]), [], []
+            while len(buffer) >= ROW_GROUP:
+                writer.write_table(buffer.slice(0, ROW_GROUP).combine_chunks(), row_group_size=ROW_GROUP)
+                buffer = buffer.slice(ROW_GROUP)
+        if len(buffer):
+            writer.write_table(buffer.combine_chunks(), row_group_size=ROW_GROUP)
     os.replace(temporary, path)
     return num_rows
 

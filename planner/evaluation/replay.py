@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ReplayError
 from planner.contracts.example import Example
+from planner.contracts.prompt import render_prompt
 from planner.decoding.result import Planner, PlanResult
 from planner.evaluation.parts import Costs, Part, batch_key, join_parts, read_part, write_part
 from planner.evaluation.rows import PLANNERS, build_row
 
 Progress = Callable[[int, int | None, str], None]
+WINDOW = 16  # batches within which rows are sorted by length
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,15 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows that are planned together; `key` changes with anything that decides their plans."""
+    """Rows that are planned together; `key` changes with anything that decides their plans.
+
+    `places` are those of the rows in the stream.
+    """
 
     index: int
     key: str
     examples: tuple[Example, ...]
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,9 @@ def replay(
     """
     trained_on = check_lineage(lineage, baseline_lineage, split, allow_trained_rows)
     planners = dict(zip(PLANNERS, (candidate, baseline), strict=True))
-    differences = {
-        name: _check_catalogue(name, planner.catalogue, catalogue, max_catalogue_difference)
-        for name, planner in planners.items()
-    }
+    differences = check_catalogues(planners, catalogue, max_catalogue_difference)
     parts: list[Part] = []
+    places: list[tuple[int, ...]] = []
     num_done = num_resumed = 0
     for batch in batches_of(examples, split=split, identity=identity, catalogue=catalogue, batch_size=batch_size):
         part = read_part(folder / "parts", batch.index, batch.key) if resume else None
@@ -139,6 +143,7 @@ def replay(
         else:
             part = plan_batch(planners, batch, catalogue, folder, clock=clock)
         parts.append(part)
+        places.append(batch.places)
         num_done += len(batch.examples)
         if progress is not None:
             progress(num_done, total, "requests replayed")
@@ -146,9 +151,18 @@ def replay(
         raise ReplayError(
             f"The split {split!r} has no rows to replay. Choose another split or build a larger dataset.", split=split
         )
-    join_parts(parts, folder / "rows.parquet")
+    join_parts(parts, places, folder / "rows.parquet")
     costs = {name: sum((part.costs[name] for part in parts), Costs()) for name in PLANNERS}
     return Replay(folder / "rows.parquet", split, num_done, num_resumed, trained_on, costs, differences)
+
+
+def check_catalogues(planners: Mapping[str, Planner], dataset: Catalogue, limit: float) -> dict[str, int]:
+    """By how many recipes each planner's catalogue differs from the dataset's.
+
+    Raises:
+        ReplayError: one differs in more than the share `limit`.
+    """
+    return {name: _check_catalogue(name, planner.catalogue, dataset, limit) for name, planner in planners.items()}
 
 
 def catalogue_difference(one: Catalogue, other: Catalogue) -> int:
@@ -160,18 +174,22 @@ def catalogue_difference(one: Catalogue, other: Catalogue) -> int:
 def batches_of(
     examples: Iterable[Example], *, split: str, identity: Mapping[str, str], catalogue: Catalogue, batch_size: int
 ) -> Iterator[Batch]:
-    """Cut the rows into batches, each with a key of everything that decides its plans.
+    """Cut the rows into batches of similar length, each with a key of everything that decides its plans.
+
+    Rows are sorted by the length of their prompts within a window of `WINDOW` batches, so that a batch's rows finish
+    together and the stream stays one.
 
     Raises:
         ReplayError: a row of another split, or an event twice.
     """
     known = {**identity, "split": split, "catalogue": _catalogue_key(catalogue)}
-    rows = _checked(examples, split)
-    for index in count():
-        batch = tuple(islice(rows, batch_size))
-        if not batch:
-            return
-        yield Batch(index, batch_key(known, [example.event_id for example in batch]), batch)
+    rows = enumerate(_checked(examples, split))
+    numbers = count()
+    while window := list(islice(rows, WINDOW * batch_size)):
+        window.sort(key=lambda row: len(render_prompt(row[1].request, catalogue)))
+        for start in range(0, len(window), batch_size):
+            places, batch = zip(*window[start : start + batch_size], strict=True)
+            yield Batch(next(numbers), batch_key(known, [example.event_id for example in batch]), batch, places)
 
 
 def plan_batch(

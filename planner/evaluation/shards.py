@@ -1,4 +1,4 @@
-"""A replay's batches spread over workers: processes of this machine, Spark, or the ranks of Accelerate.
+"""A replay's batches spread over workers: processes of this machine, Spark, or the ranks of Accelerate (`ranks.py`).
 
 In: a `Job` that every worker opens for itself (its own models, its own stream of rows). Out: finished parts in one
 folder that all of them see. `replay` then finds every part done, plans what a killed worker left, and joins them: the
@@ -21,7 +21,7 @@ from planner.contracts.errors import ReplayError
 from planner.contracts.example import Example
 from planner.decoding.result import Planner
 from planner.evaluation.parts import read_part
-from planner.evaluation.replay import batches_of, plan_batch
+from planner.evaluation.replay import batches_of, check_catalogues, plan_batch
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -50,19 +50,18 @@ class Job:
     identity: Mapping[str, str]
     batch_size: int = 8
     resume: bool = True
+    max_catalogue_difference: float = 0.05
 
 
 def plan_shard(job: Job, shard: int, num_shards: int) -> int:
     """Plan every `num_shards`-th batch, beginning with number `shard`; how many rows were planned.
-
-    On GPUs each rank plans its own: `accelerate launch` this with `PartialState().process_index` and
-    `.num_processes`, then let one rank call `replay`.
 
     Raises:
         ReplayError: as `replay` does.
     """
     opened = job.open()
     planners = {"candidate": opened.candidate, "baseline": opened.baseline}
+    check_catalogues(planners, opened.catalogue, job.max_catalogue_difference)
     batches = batches_of(
         opened.examples,
         split=job.split,

@@ -221,7 +221,8 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
         "baseline": contest.baseline.package_sha256,
         "dataset": version.digest,
     }
-    ahead = plan_ahead(Job(opening, folder, step.split, identity, step.batch_size, step.resume), step, console)
+    limit = step.max_catalogue_difference
+    ahead = plan_ahead(Job(opening, folder, step.split, identity, step.batch_size, step.resume, limit), step, console)
     opened = opening()
     catalogue = opened.catalogue
     replayed = replay(
@@ -235,7 +236,7 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
         lineage=lineages["candidate"],
         baseline_lineage=lineages["baseline"],
         allow_trained_rows=step.asks_for_training_rows,
-        max_catalogue_difference=step.max_catalogue_difference,
+        max_catalogue_difference=limit,
         batch_size=step.batch_size,
         resume=step.resume or ahead,
         total=step.sample_size,

@@ -168,7 +168,7 @@ def _register(
     parts = LoraParts(base=base, tokenizer=load_tokenizer(base.folder, base.name), adapter=report.adapter_folder)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "planner"
-        options = DecodingOptions(decide=step.decide)
+        options = DecodingOptions(repeats=step.repeats, decide=step.decide, beam=step.beam)
         write_package(package, parts, catalogue, lineage, options=options, embed_base=step.embed_base)
         return register_package(
             package,
@@ -215,7 +215,7 @@ def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, rep
         f"- LoRA: r {step.lora_r}, alpha {step.lora_alpha:g} on {', '.join(step.target_modules)}; "
         f"epoch {report.best_epoch} of {step.epochs}, lr {step.lr:g}, batch {step.batch_size}, seed {step.seed}"
         f"{', on the base in 4 bits' if step.quantize_base else ''}\n"
-        f"- decoding: decides a {step.decide} at a time\n"
+        f"- decoding: decides a {step.decide} at a time{f', beam of {step.beam}' if step.beam > 1 else ''}\n"
         f"- validation loss: {validation}\n"
         "- limits: proposes only dishes of the catalogue it was registered with; its newest replay holds its scores"
     )

@@ -11,6 +11,7 @@ from planner.contracts.errors import ReplayError
 from planner.contracts.example import DatasetVersion
 from planner.dataset.read import iter_examples, read_catalogue
 from planner.evaluation.config import EvaluateConfig
+from planner.evaluation.ranks import plan_in_ranks
 from planner.evaluation.sample import sample_examples
 from planner.evaluation.shards import Job, Opened, plan_in_processes, plan_on_spark
 from planner.recipe.console import Console
@@ -30,6 +31,9 @@ def plan_ahead(job: Job, step: EvaluateConfig, console: Console) -> bool:
         return False
     if step.workers_on == "processes":
         plan_in_processes(job, step.workers, progress=console.progress)
+        return True
+    if step.workers_on == "ranks":
+        plan_in_ranks(job, step.workers)
         return True
     try:
         from pyspark.sql import SparkSession

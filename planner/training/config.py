@@ -6,9 +6,9 @@ In: the `train` section of `recipe.yaml`. Out: a frozen `TrainConfig`.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 
 def _number(value: Any) -> Any:
@@ -67,6 +67,10 @@ class TrainConfig(BaseModel):
     whole vocabulary, for a model that others decode freely."""
     decide: Literal["dish", "token"] = "dish"
     """What the registered version decides at a time: the likeliest dish as a whole, or the likeliest token (greedy)."""
+    beam: Whole = Field(1, ge=1, le=64)
+    """Plans that the registered version follows at a time with `decide: dish`; 1 follows the likeliest."""
+    repeats: StrictBool = False
+    """Whether a dish may stand twice in a plan of the registered version."""
     lora_r: Whole = Field(16, ge=1, le=1024)
     """Rank of the adapter."""
     lora_alpha: Number = Field(32, gt=0)
@@ -107,3 +111,9 @@ class TrainConfig(BaseModel):
     """CPU threads while training; null leaves what PyTorch has chosen."""
     embed_base: StrictBool = False
     """Store the base's weights inside the registered model, so that serving needs no download."""
+
+    @model_validator(mode="after")
+    def _check_beam(self) -> Self:
+        if self.beam > 1 and self.decide != "dish":
+            raise ValueError(f"a beam of {self.beam} is one over dishes: set decide to dish, or beam to 1")
+        return self

@@ -21,6 +21,8 @@ _FREE = {
     "dataset",
     "model_name",
     "decide",
+    "beam",
+    "repeats",
     "embed_base",
     "checkpoints",
     "checkpoint_every",

@@ -146,6 +146,17 @@ def test_model_is_called_at_most_once_a_decision_and_sees_only_wrong_guesses_in_
     assert result.num_model_calls <= result.num_decisions < result.num_tokens
 
 
+def test_place_of_a_finished_row_goes_to_the_next_request_at_once(base, small, requests, monkeypatch):
+    decoder, sizes = Decoder(base.model, base.tokenizer, small, max_rows=3), []
+    decoder.plan(requests[:1])  # the shared prefix is computed here, once
+    forward = decoder.packed.forward
+    monkeypatch.setattr(decoder.packed, "forward", lambda rows, *more: sizes.append(len(rows)) or forward(rows, *more))
+    results = decoder.plan(requests)
+    assert sum(sizes) == sum(result.num_model_calls for result in results)
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 3  # fewer only once nobody waits any more
+    assert sizes.count(3) > len(sizes) / 2
+
+
 def test_attention_of_the_model_is_as_before_after_planning(base, small, requests):
     before = base.model.config._attn_implementation
     Decoder(base.model, base.tokenizer, small).plan(requests[:2])

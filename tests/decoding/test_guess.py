@@ -50,12 +50,15 @@ class FakeModel:
     def forward(self, rows, branches=()):
         self.num_calls += 1
         states = []
-        for cache, tokens in rows:
+        for index, (cache, tokens) in enumerate(rows):
             assert len(tokens)
             self.num_tokens += len(tokens)
-            before = len(cache.tokens)
+            past, left, seen = tuple(cache.tokens), list(tokens), []
             cache.tokens.extend(tokens)
-            states.append([tuple(cache.tokens[: before + n + 1]) for n in range(len(tokens))])
+            for length in (branches[index] if branches else ()) or (len(tokens),):
+                seen += [(*past, *left[: n + 1]) for n in range(length)]
+                del left[:length]
+            states.append(seen)
         return states
 
     def scores(self, state, token_ids):
@@ -67,16 +70,8 @@ class FakeModel:
         return torch.from_numpy(noise + np.array([self.habit * (int(i) in pairs) for i in ids]))
 
 
-def decoder_with(base, catalogue, *, guess, max_rows=4, seed=0, habit=0.8, call_tokens=None, repeats=False):
-    decoder = Decoder(
-        base.model,
-        base.tokenizer,
-        catalogue,
-        guess=guess,
-        max_rows=max_rows,
-        call_tokens=call_tokens,
-        repeats=repeats,
-    )
+def decoder_with(base, catalogue, *, guess, max_rows=4, seed=0, habit=0.8, **options):
+    decoder = Decoder(base.model, base.tokenizer, catalogue, guess=guess, max_rows=max_rows, **options)
     decoder.packed = FakeModel(seed, habit)
     return decoder
 
@@ -209,7 +204,23 @@ def test_kind_of_guess_that_fails_is_made_no_more(base):
     for _ in range(300):
         guesser.learn([Piece("day", (1, 2))], 2)
     assert [piece.kind for piece in guesser.draft(moves, 4.0)] == ["day"]
-    assert set(PRIORS) == {"day", "dish", "known", "often", "few", "rest", "ending", "number"}
+    assert set(PRIORS) == {"day", "dish", "known", "often", "alike", "few", "rest", "ending", "number"}
+
+
+def test_beginning_of_the_last_dish_is_guessed_for_the_next(base):
+    catalogue = tiny_catalogue(144)
+    decoder = decoder_with(base, catalogue, guess=True)
+    guesser = Guesser(decoder.trie, Leaves.of(decoder.trie, 144), {}, None, 2)
+    moves = decoder.legal.moves(Request(Household("h", 2)))
+    first = Plan((Meal("monday", catalogue.recipes[0].id, 2),))
+    request = Request(Household("h", 2))
+    for token in encode_target(base.tokenizer, render_plan(first, request, catalogue))[:-1]:
+        moves.take(token)
+    pieces = guesser.draft(moves, 1e9)
+    text = base.tokenizer.decode([token for piece in pieces for token in piece.tokens])
+    title = catalogue.recipes[0].title
+    assert text.startswith(f"Tue: {title.split()[0]}") and title not in text  # the dish itself is eaten
+    assert {piece.kind for piece in pieces[1:]} == {"alike"}
 
 
 def test_dish_that_is_planned_for_everyone_is_guessed_for_the_next(base):

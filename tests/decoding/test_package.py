@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from planner.contracts.errors import BaseModelError, ModelError
 from planner.decoding.base import load_base, resolve_base
 from planner.decoding.decoder import Decoder
+from planner.decoding.lora import merge_adapter
 from planner.decoding.package import (
     DecodingOptions,
     Lineage,
@@ -73,6 +74,14 @@ def test_loaded_planner_plans_like_the_unmerged_model(parts, catalogue, requests
     planner = load_package(tmp_path / "model", device="cpu")
     assert planner.kind == "lora" and planner.catalogue == catalogue
     assert planner.plan(requests) == trained[1]
+
+
+def test_what_is_decided_and_the_beam_are_kept_with_the_version(parts, base, catalogue, requests, trained, tmp_path):
+    options = {"decide": "dish", "beam": 3}
+    write_package(tmp_path / "model", parts, catalogue, LINEAGE, options=DecodingOptions(**options))
+    model = merge_adapter(load_base(parts.base, device="cpu"), trained[0])
+    found = load_package(tmp_path / "model", device="cpu").plan(requests)
+    assert found == Decoder(model, base.tokenizer, catalogue, **options).plan(requests) != trained[1]
 
 
 def test_embedded_base_needs_neither_a_registry_nor_a_cache(parts, catalogue, requests, trained, tmp_path, monkeypatch):

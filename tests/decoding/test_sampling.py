@@ -64,8 +64,9 @@ def test_hardly_any_temperature_or_top_p_is_greedy(base, small, requests):
 
 
 def test_whole_dishes_are_drawn_token_by_token_which_is_the_same(base, small, requests):
-    one, two = (Decoder(base.model, base.tokenizer, small, decide=decide) for decide in ("token", "dish"))
-    assert plans_of(one, requests, Sampling(1.0)) == plans_of(two, requests, Sampling(1.0))
+    kinds = ({}, {"decide": "dish"}, {"decide": "dish", "beam": 3})
+    plans = [plans_of(Decoder(base.model, base.tokenizer, small, **kind), requests, Sampling(1.0)) for kind in kinds]
+    assert plans[0] == plans[1] == plans[2]
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.8), (1.0, 0.3)])

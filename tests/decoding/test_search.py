@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import lru_cache
 
 import pytest
@@ -16,9 +17,11 @@ from planner.contracts.prompt import (
     render_plan,
     render_prompt,
 )
-from planner.decoding.decoder import Decoder
-from planner.evaluation.verify import violations
+from planner.decoding.decoder import UNWRITABLE, Decoder
+from planner.evaluation.verify import is_satisfiable, violations
+from tests.decoding.fuzz import fuzz_catalogue
 from tests.decoding.test_decoder import Naive
+from tests.decoding.test_guess import decoder_with, fuzz_with_history
 from tests.tiny import tiny_catalogue, tiny_requests
 
 
@@ -41,30 +44,52 @@ class BruteForce:
         self.naive = Naive(tokenizer, catalogue, request)
         self.next_logs = lru_cache(maxsize=None)(self._next_logs)
 
-    def plan_tokens(self) -> list[int]:
-        written, going_on, end = [], 1.0, self.tokenizer.eos_token_id
-        while not written or written[-1] != end:
+    def plan_tokens(self, beam: int = 1) -> list[int]:
+        """The plan of a beam: rows of (tokens, probability of going on, log probability of the dishes)."""
+        rows = [([], 1.0, 0.0)]
+        while not all(self.is_finished(written) for written, _, _ in rows):
+            found = []
+            for written, going_on, score in map(self.up_to_a_dish, rows):
+                if self.is_finished(written):
+                    found.append((score / self.num_lines(written), (written, going_on, score)))
+                    continue
+                for log, path in self.dishes(written)[:beam]:
+                    row = ([*written, *path], going_on, score + log)
+                    found.append((row[2] / (self.num_lines(written) + 1), row))
+            rows = [row for _, row in sorted(found, key=lambda each: -each[0])[:beam]]
+        return rows[0][0]
+
+    def is_finished(self, written) -> bool:
+        return written[-1:] == [self.tokenizer.eos_token_id]
+
+    def num_lines(self, written) -> int:
+        return self.tokenizer.decode(written).count("\n")
+
+    def up_to_a_dish(self, row):
+        """Go on, greedily and with the median length, until several dishes may stand next, or nothing."""
+        (written, going_on, score), end = row, self.tokenizer.eos_token_id
+        while not self.is_finished(written):
+            if self.before_a_title(written) and len(self.dishes(written)) > 1:
+                break
             legal = self.next_logs(tuple(written))
-            if self.before_a_title(written):
-                written += self.best_dish(written)
-                continue
             if end in legal and len(legal) > 1:
                 going_on *= 1 - legal[end].exp().item()
                 legal = {end: legal[end]} if going_on < 0.5 else {k: v for k, v in legal.items() if k != end}
-            written.append(max(legal, key=lambda token: legal[token].item()))
-        return written
+            written = [*written, max(legal, key=lambda token: legal[token].item())]
+        return written, going_on, score
 
     def before_a_title(self, written) -> bool:
         return self.tokenizer.decode(written).rpartition("\n")[2] in {f"{label}:" for label in DAY_LABELS}
 
-    def best_dish(self, written) -> list[int]:
+    def dishes(self, written) -> list[tuple[float, list[int]]]:
+        """Every dish that may stand next, the likeliest first: log probability and the tokens that name it."""
         text = self.tokenizer.decode(written)
         done = text[: text.rfind("\n") + 1]
         start = len(self.naive.encode(done))
         begun = written[start:]
         lines = [tokens for tokens in self.naive.continuations(done) if tokens[: len(begun)] == begun]
         dish_of = {tuple(tokens): self.dish_of(tokens) for tokens in lines}
-        best = (-torch.inf, [])
+        found = []
         for dish in set(dish_of.values()):
             own = [tokens for tokens in lines if dish_of[tuple(tokens)] == dish]
             depth = len(begun)
@@ -73,8 +98,8 @@ class BruteForce:
                 depth += 1
             path = own[0][len(begun) : depth]
             score = sum(self.next_logs((*written, *path[:i]))[token].item() for i, token in enumerate(path))
-            best = max(best, (score, path))
-        return best[1]
+            found.append((score, path))
+        return sorted(found, reverse=True)
 
     def dish_of(self, line_tokens) -> str:
         return parse_plan_text(self.tokenizer.decode(line_tokens), self.request, self.catalogue).meals[0].recipe_id
@@ -86,19 +111,40 @@ class BruteForce:
         return dict(zip(legal, torch.log_softmax(logits.double(), 0), strict=True))
 
 
-def test_each_dish_is_the_likeliest_whole_one_and_the_length_is_the_median(base, small, requests):
-    results = Decoder(base.model, base.tokenizer, small, decide="dish").plan(requests)
-    assert sum(result.feasible for result in results) >= 10
+def check_by_brute_force(base, small, requests, results, beam: int) -> set[int]:
+    """The lengths of the plans, which are those of the definition."""
     lengths = set()
     for request, result in zip(requests, results, strict=True):
         if result.feasible:
-            expected = BruteForce(base.model, base.tokenizer, small, request).plan_tokens()
+            expected = BruteForce(base.model, base.tokenizer, small, request).plan_tokens(beam)
             assert encode_target(base.tokenizer, render_plan(result.plan, request, small)) == expected
             assert result.num_tokens == len(expected)
             lengths.add(len(result.plan.meals))
         else:
             assert result.plan == EMPTY_PLAN
-    assert len(lengths) > 1
+    return lengths
+
+
+def test_each_dish_is_the_likeliest_whole_one_and_the_length_is_the_median(base, small, requests):
+    results = Decoder(base.model, base.tokenizer, small, decide="dish").plan(requests)
+    assert sum(result.feasible for result in results) >= 10
+    assert len(check_by_brute_force(base, small, requests, results, 1)) > 1
+
+
+@pytest.mark.parametrize(("beam", "max_rows", "num_requests"), [(2, 1, 8), (3, 16, 8), (20, 64, 4)])
+def test_beam_over_dishes_is_that_of_the_definition_alone_and_in_a_batch(
+    base, small, requests, beam, max_rows, num_requests
+):
+    requests = requests[:num_requests]
+    decoder = Decoder(base.model, base.tokenizer, small, decide="dish", beam=beam, max_rows=max_rows)
+    assert len(check_by_brute_force(base, small, requests, decoder.plan(requests), beam)) > 1
+
+
+def test_beam_of_one_is_the_likeliest_dish_at_each_place_and_a_wider_one_finds_other_plans(base, catalogue):
+    requests = tiny_requests(30, 6, catalogue=catalogue)
+    plain = Decoder(base.model, base.tokenizer, catalogue, decide="dish").plan(requests)
+    plans = [Decoder(base.model, base.tokenizer, catalogue, decide="dish", beam=beam).plan(requests) for beam in (1, 4)]
+    assert plans[0] == plain != plans[1]
 
 
 def test_deciding_dishes_differs_from_deciding_tokens_and_repeats_no_dish(base, catalogue):
@@ -111,15 +157,50 @@ def test_deciding_dishes_differs_from_deciding_tokens_and_repeats_no_dish(base, 
 
 @pytest.mark.parametrize("max_rows", [1, 3])
 @pytest.mark.parametrize("guess", [True, False])
-def test_plans_by_dish_depend_on_neither_the_batch_nor_the_guesses(base, small, requests, max_rows, guess):
-    expected = [r.plan for r in Decoder(base.model, base.tokenizer, small, decide="dish").plan(requests)]
-    decoder = Decoder(base.model, base.tokenizer, small, decide="dish", max_rows=max_rows, guess=guess)
+@pytest.mark.parametrize("beam", [1, 3])
+def test_plans_by_dish_depend_on_neither_the_batch_nor_the_guesses(base, small, requests, max_rows, guess, beam):
+    options = {"decide": "dish", "beam": beam}
+    expected = [r.plan for r in Decoder(base.model, base.tokenizer, small, **options).plan(requests)]
+    decoder = Decoder(base.model, base.tokenizer, small, **options, max_rows=max_rows, guess=guess)
     assert [r.plan for r in decoder.plan(requests)] == expected
     assert [r.plan for r in decoder.plan(requests[::-1])] == expected[::-1]
 
 
-def test_no_plan_by_dish_violates_a_constraint(base, catalogue):
+@pytest.mark.parametrize("beam", [1, 3])
+def test_no_plan_by_dish_violates_a_constraint(base, catalogue, beam):
     requests = tiny_requests(60, 5, catalogue=catalogue)
-    results = Decoder(base.model, base.tokenizer, catalogue, decide="dish").plan(requests)
+    results = Decoder(base.model, base.tokenizer, catalogue, decide="dish", beam=beam).plan(requests)
     assert [violations(r.plan, request, catalogue) for request, r in zip(requests, results, strict=True)] == [()] * 60
     assert sum(r.feasible for r in results) > 40
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_plan_violates_a_constraint_under_made_up_scores_whatever_is_decided(base, seed):
+    check_made_up_scores(base, seed, num_recipes=(1, 2, 5, 30, 120)[seed % 5], num_requests=12)
+
+
+@pytest.mark.slow
+def test_no_plan_of_a_beam_violates_a_constraint_in_3000_requests(base, capsys):
+    num_meals = check_made_up_scores(base, 500, num_recipes=500, num_requests=3000)
+    with capsys.disabled():
+        print(f"\n500 recipes: 0 violations in {num_meals:,} meals of 3,000 requests, beams of 1, 2 and 5")
+
+
+def check_made_up_scores(base, seed: int, *, num_recipes: int, num_requests: int) -> int:
+    """Plan fuzzed requests by made-up scores; how many meals they have."""
+    rng, num_meals = random.Random(seed), 0
+    catalogue, _ = fuzz_catalogue(rng, num_recipes)
+    requests = [fuzz_with_history(rng, catalogue) for _ in range(num_requests)]
+    for beam in (1, 2, 5):
+        options = {"decide": "dish", "beam": beam, "seed": seed, "habit": rng.choice((0.0, 0.5, 2.0))}
+        results = decoder_with(base, catalogue, guess=True, max_rows=16, **options).plan(requests)
+        for request, result in zip(requests, results, strict=True):
+            plan = result.plan
+            assert bool(plan.meals) == result.feasible and len(plan.recipe_ids) == len(plan.meals)
+            assert not (violations(plan, request, catalogue) if plan.meals else ())
+            assert result.feasible == is_satisfiable(request, catalogue) or result.reason == UNWRITABLE
+            num_meals += len(plan.meals)
+        few = requests[:12]
+        alone = decoder_with(base, catalogue, guess=False, max_rows=1, **options).plan(few)
+        assert [result.plan for result in alone] == [result.plan for result in results[:12]]
+    return num_meals

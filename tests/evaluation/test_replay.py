@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ from planner.contracts.errors import ReplayError
 from planner.contracts.example import Example
 from planner.contracts.gate import SCORES
 from planner.contracts.plan import Plan
+from planner.contracts.prompt import render_prompt
 from planner.contracts.request import Constraints, Request
 from planner.decoding.result import PlanResult
-from planner.evaluation.replay import Lineage, Replay, catalogue_difference, replay
+from planner.evaluation.replay import WINDOW, Lineage, Replay, batches_of, catalogue_difference, replay
 from tests.evaluation.planners import catalogue_of, example_of, examples_of, oracle, popular
 
 CATALOGUE = catalogue_of()
@@ -47,6 +50,28 @@ def test_two_replays_write_the_same_bytes_whatever_the_batch_size(tmp_path: Path
     one = run(tmp_path / "one").rows_path.read_bytes()
     assert run(tmp_path / "two").rows_path.read_bytes() == one
     assert run(tmp_path / "three", batch_size=7).rows_path.read_bytes() == one
+
+
+def test_batches_are_of_similar_length_within_a_window_of_the_stream() -> None:
+    rows, num_read = examples_of(2 * WINDOW * 3 + 5, CATALOGUE), 0
+    rows = [replace(row, request=replace(row.request, mode="m" * (7 * i % 50))) for i, row in enumerate(rows)]
+
+    def streamed() -> Iterator[Example]:
+        nonlocal num_read
+        for row in rows:
+            num_read += 1
+            yield row
+
+    ends, places = [], []
+    for batch in batches_of(streamed(), split="test", identity={}, catalogue=CATALOGUE, batch_size=3):
+        assert [rows[place] for place in batch.places] == list(batch.examples)
+        lengths = [len(render_prompt(row.request, CATALOGUE)) for row in batch.examples]
+        ends.append((batch.index // WINDOW, min(lengths), max(lengths)))
+        places += batch.places
+        assert num_read <= (batch.index // WINDOW + 1) * WINDOW * 3
+    assert sorted(places) == list(range(len(rows))) and len({window for window, _, _ in ends}) == 3
+    for one, two in pairwise(ends):
+        assert one[0] < two[0] or one[2] <= two[1]
 
 
 class Killed(Exception):

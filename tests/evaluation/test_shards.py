@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ReplayError
+from planner.evaluation.ranks import plan_in_ranks
 from planner.evaluation.replay import Lineage, Replay, replay
 from planner.evaluation.shards import Job, Opened, plan_in_processes, plan_on_spark, plan_shard
 from tests.evaluation.planners import catalogue_of, examples_of, oracle, popular
@@ -30,6 +33,11 @@ def opened(num_rows: int = 42, *, die: bool = False) -> Opened:
 def other_split() -> Opened:
     examples = examples_of(3, CATALOGUE, split="train")
     return Opened(oracle(examples, CATALOGUE), popular(CATALOGUE), CATALOGUE, examples)
+
+
+def other_catalogue() -> Opened:
+    world = opened()
+    return replace(world, baseline=popular(Catalogue.of(CATALOGUE.recipes[2:])))
 
 
 def joined(folder: Path, **options: Any) -> Replay:
@@ -73,12 +81,30 @@ def test_processes_of_this_machine_join_to_the_same_bytes(tmp_path: Path, whole:
     assert found.num_resumed == 42 and found.rows_path.read_bytes() == whole
 
 
+def test_catalogues_too_far_apart_are_refused_before_anything_is_planned(tmp_path: Path) -> None:
+    with pytest.raises(ReplayError, match="baseline's catalogue differs from the dataset's in 2 of 24 recipes"):
+        plan_shard(job(tmp_path, other_catalogue), 0, 2)
+    assert not (tmp_path / "parts").exists()
+    assert plan_shard(job(tmp_path, other_catalogue, max_catalogue_difference=0.1), 0, 2) == 22
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_a_clear_error_and_the_errors_of_workers_are_their_own(tmp_path: Path) -> None:
     with pytest.raises(ReplayError, match="One of the 2 processes of the replay was killed"):
         plan_in_processes(job(tmp_path, partial(opened, die=True)), 2)
     with pytest.raises(ReplayError, match="is of split 'train', but 'test' is replayed"):
         plan_in_processes(job(tmp_path, other_split), 2)
+
+
+@pytest.mark.slow
+def test_ranks_of_accelerate_join_to_the_same_bytes_and_the_error_of_one_is_told(tmp_path: Path, whole: bytes) -> None:
+    assert plan_in_ranks(job(tmp_path), 2) == 42
+    found = joined(tmp_path)
+    assert found.num_resumed == 42 and found.rows_path.read_bytes() == whole
+    with pytest.raises(ReplayError, match="One of the 2 ranks .* is of split 'train', but 'test' is replayed"):
+        plan_in_ranks(job(tmp_path, other_split), 2)
+    with pytest.raises(ReplayError, match="One of the 2 ranks of the replay failed"):
+        plan_in_ranks(job(tmp_path, partial(opened, die=True)), 2)
 
 
 @needs_spark

@@ -58,10 +58,13 @@ def replayed(opening: partial, folder: Path, *, resume: bool) -> Replay:
     )  # fmt: skip
 
 
-def test_two_processes_with_models_of_their_own_join_to_the_same_bytes(opening: partial, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers_on", ["processes", "ranks"])
+def test_two_workers_with_models_of_their_own_join_to_the_same_bytes(
+    opening: partial, tmp_path: Path, workers_on: str
+) -> None:
     whole = replayed(opening, tmp_path / "one", resume=False)
     job = Job(opening, tmp_path / "two", "train", {"of": "both"}, 4, False)
-    ahead = plan_ahead(job, STEP, Console())
+    ahead = plan_ahead(job, STEP.model_copy(update={"workers_on": workers_on}), Console())
     spread = replayed(opening, tmp_path / "two", resume=ahead)
     assert ahead and spread.num_resumed == spread.num_rows == whole.num_rows > 20
     assert spread.rows_path.read_bytes() == whole.rows_path.read_bytes()

@@ -59,3 +59,9 @@ def test_config_cannot_be_changed():
 
 def test_lists_from_yaml_become_target_modules():
     assert TrainConfig(target_modules=["q_proj"]).target_modules == ("q_proj",)
+
+
+def test_beam_over_tokens_is_refused_with_what_to_do():
+    assert TrainConfig(beam="3").beam == 3
+    with pytest.raises(ValidationError, match="a beam of 3 is one over dishes: set decide to dish, or beam to 1"):
+        TrainConfig(beam=3, decide="token")
