@@ -129,6 +129,9 @@ def load_keys(
     keys = duckdb.connect(":memory:")
     keys.execute(f"SET memory_limit = '{DUCKDB_MEMORY}'")
     keys.execute("SET temp_directory = ?", [str(folder)])
+    # What a join cannot spill grows with the threads: with two, 3 million plans did not fit.
+    keys.execute("SET threads = 1")
+    keys.execute("SET preserve_insertion_order = false")
     keys.execute("SET autoinstall_known_extensions = false")
     keys.execute("SET autoload_known_extensions = false")
     fresh = earlier.fresh.sql("x") if earlier else "false"
@@ -153,6 +156,7 @@ def load_keys(
         "'taken'"
     ).fetchall()[0]
     keys.execute("DROP TABLE candidates")
+    keys.execute("SET preserve_insertion_order = true")  # values are brought to their rows in the order of tables
     joined = Keys(keys, events_sql(window.end_us, shard), num_rows["events"], shard.count, folder)
     return joined, KeyCounts(
         sum(found.values()),
