@@ -7,6 +7,7 @@ no name of its own in the index: a part is where it lies. Memory holds the place
 from __future__ import annotations
 
 import os
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ class Spool:
     def __init__(self, path: Path, columns: Sequence[pa.Field]) -> None:
         self._schema = pa.schema([pa.field("row", pa.int64()), *columns])
         self._file = path.open("w+b")
-        self._parts: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self._parts: dict[int, array[int]] = defaultdict(lambda: array("q"))  # place and size, in turn
 
     def put(self, rows: np.ndarray, columns_at: Callable[[pa.Array], Sequence[pa.Array]]) -> None:
         """Write the values that belong to `rows`; `columns_at` gives them in the order that it is asked for."""
@@ -40,15 +41,16 @@ class Spool:
         starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
         for low, high in zip(starts, [*starts[1:], len(rows)], strict=True):
             message = batch.slice(low, high - low).serialize()
-            self._parts[int(numbers[order[low]])].append((self._file.tell(), message.size))
+            self._parts[int(numbers[order[low]])].extend((self._file.tell(), message.size))
             self._file.write(message)
 
     def read(self, start: int) -> pa.Table:
         """The values of the rows from `start` to the end of its range, in the order in which they were written."""
         self._file.flush()
+        parts = self._parts.pop(start // RANGE_ROWS, array("q"))
         batches = [
             pa.ipc.read_record_batch(pa.py_buffer(os.pread(self._file.fileno(), size, offset)), self._schema)
-            for offset, size in self._parts.pop(start // RANGE_ROWS, ())
+            for offset, size in zip(parts[::2], parts[1::2], strict=True)
         ]
         return pa.Table.from_batches(batches, self._schema).combine_chunks()
 
