@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,7 +18,7 @@ from planner.contracts import schema
 from planner.contracts.errors import DatasetCheckError
 from planner.dataset.config import CHECKS, DatasetConfig, Level
 from planner.dataset.keys import Window
-from planner.dataset.scan import quoted
+from planner.dataset.scan import scan
 from planner.dataset.write import NULLABLE
 
 
@@ -106,9 +105,7 @@ def _none(count: int, what: str) -> tuple[bool, str]:
 
 
 def _facts(path: Path) -> dict[str, int]:
-    with duckdb.connect(":memory:") as engine:
-        engine.execute("SET autoinstall_known_extensions = false")
-        engine.execute(f"CREATE VIEW rows AS SELECT * FROM read_parquet({quoted(str(path))})")
+    with scan(rows=path) as engine:
         row = engine.execute(
             """
             SELECT count(*), min(epoch_us(metadata."timestamp")), max(epoch_us(metadata."timestamp")),

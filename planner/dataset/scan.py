@@ -14,7 +14,7 @@ import duckdb
 
 from planner.contracts.errors import DatasetError
 
-MEMORY = "400MB"
+MEMORY = "200MB"
 
 
 @contextlib.contextmanager
