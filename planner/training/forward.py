@@ -35,15 +35,15 @@ def backward_rows(
 
 @torch.no_grad()
 def row_losses(peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_batch_tokens: int) -> list[RowLoss]:
-    """Mean loss of each row's target tokens, without dropout."""
+    """Mean loss of each row's target tokens, in the order of the rows, without dropout."""
     peft_model.eval()
-    found = []
+    found: dict[int, RowLoss] = {}
     for pack in pack_rows(rows, most_tokens=micro_batch_tokens, device=peft_model.device):
         losses_N = pack_losses(peft_model, pack)
         losses_by_row = torch.split(losses_N, [len(row.scored) for row in pack.rows])
         for row, losses in zip(pack.rows, losses_by_row, strict=True):
-            found.append(RowLoss(row.event_id, losses.double().mean().item() if len(losses) else 0.0))
-    return found
+            found[id(row)] = RowLoss(row.event_id, losses.double().mean().item() if len(losses) else 0.0)
+    return [found[id(row)] for row in rows]
 
 
 def pack_losses(peft_model: PeftModel, pack: Pack) -> torch.Tensor:

@@ -105,6 +105,7 @@ def test_loss_is_that_of_the_model_itself(peft_model, rows):
 
 def test_fresh_adapter_equals_the_base_model(model, rows):
     (pack,) = pack_rows(rows, most_tokens=10_000)
+    rows = pack.rows
     with torch.no_grad():
         before = [
             model(input_ids=torch.tensor([row.prompt_ids + row.target_ids]), use_cache=False).logits for row in rows
