@@ -44,6 +44,7 @@ from planner.training.batches import (
 from planner.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows, row_losses
+from planner.training.fused import fused
 from planner.training.memory import MemoryPlan, activations_recomputed, plan_for, smaller
 from planner.training.optimizer import (
     build_optimizer,
@@ -121,6 +122,7 @@ def train(
         memory = plan_for(model, config, longest=longest)
         stack.enter_context(packed_attention(model))
         peft_model = stack.enter_context(adapted(model, config))
+        stack.enter_context(fused(peft_model))
         stack.enter_context(activations_recomputed(model, memory.gradient_checkpointing))
         run = _Run(
             peft_model, config, train_rows, validation_rows, run_folder, memory, processes, store,

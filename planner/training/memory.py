@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 from planner.contracts.errors import TrainingError
 from planner.training.adapter import adapted, trainable
 from planner.training.config import TrainConfig
+from planner.training.fused import fused
 from planner.training.loss import CHUNK
 
 GIB = 2**30
@@ -113,7 +114,7 @@ def plan_memory(
     """
     tokens, wanted = config.micro_batch_tokens or MOST_TOKENS, config.gradient_checkpointing
     for recompute in (False, True) if wanted is None else (wanted,):
-        num_trainable, per_token = _count(base, config, dtype, recompute=recompute)
+        num_trainable, per_token = _count(base, config, dtype, recompute=recompute, on_cpu=device == "cpu")
         plan = MemoryPlan(
             budget=budget,
             weights=weights,
@@ -187,7 +188,9 @@ def smaller(tokens: int, pack_lengths: list[tuple[int, ...]], reason: str) -> in
     return min(tokens, max(sum(rows) for rows in pack_lengths)) // 2
 
 
-def _count(base: PretrainedConfig, config: TrainConfig, dtype: torch.dtype, *, recompute: bool) -> tuple[int, int]:
+def _count(
+    base: PretrainedConfig, config: TrainConfig, dtype: torch.dtype, *, recompute: bool, on_cpu: bool
+) -> tuple[int, int]:
     """Weights of the adapter, and bytes of activations and their gradients a token, at the real shape."""
     shape = copy.deepcopy(base)
     if hasattr(shape, "quantization_config"):
@@ -196,7 +199,11 @@ def _count(base: PretrainedConfig, config: TrainConfig, dtype: torch.dtype, *, r
         model = AutoModelForCausalLM.from_config(shape, dtype=dtype)
         AttentionInterface.register(_COUNTED, _attend_without_bytes)
         model.set_attn_implementation(_COUNTED)
-        with adapted(model, config) as peft_model, activations_recomputed(model, recompute):
+        with (
+            adapted(model, config) as peft_model,
+            fused(peft_model) if on_cpu else nullcontext(),
+            activations_recomputed(model, recompute),
+        ):
             num_trainable = sum(weight.numel() for weight in trainable(peft_model).values())
             return num_trainable, -(-_peak_of_a_pass(peft_model.train()) // _NUM_TOKENS)
 
