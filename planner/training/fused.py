@@ -144,4 +144,8 @@ def _is_frozen(module: object) -> bool:
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.device.type in ("cpu", "meta") and not weight.requires_grad
+    # A weight that FSDP has split is another type, and another tensor in each pass.
+    whole = type(weight) in (torch.Tensor, nn.Parameter)
+    return (
+        whole and weight.dtype == torch.float32 and weight.device.type in ("cpu", "meta") and not weight.requires_grad
+    )

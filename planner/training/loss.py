@@ -66,8 +66,7 @@ class _TargetLosses(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 slope = shares.scatter_add_(1, labels, -total).to(weight_VC.dtype)  # of the loss, times `total`
                 gradients.append((slope @ weight_VC).div_(total))
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
+        ctx.save_for_backward(torch.cat(gradients) if gradients else torch.zeros_like(hidden_NC))
         return torch.cat(losses) if losses else hidden_NC.new_zeros(0, dtype=torch.float32)
 
     @staticmethod

@@ -74,13 +74,14 @@ class MemoryPlan:
         )
 
 
-def plan_for(model: PreTrainedModel, config: TrainConfig, *, longest: int) -> MemoryPlan:
+def plan_for(model: PreTrainedModel, config: TrainConfig, *, longest: int, num_processes: int = 1) -> MemoryPlan:
     """Plan for a loaded base on its device; `longest` is the longest row's tokens. Errors: as `plan_memory`."""
+    parts = num_processes if config.sharding == "fsdp" else 1
     return plan_memory(
         model.config,
         config,
         dtype=model.dtype,
-        weights=weight_bytes(model),
+        weights=weight_bytes(model, parts=parts),
         budget=memory_budget(model.device, config.memory_gib),
         device=model.device.type,
         longest=longest,
@@ -149,9 +150,14 @@ def memory_budget(device: torch.device, memory_gib: float | None) -> int | None:
     return budget
 
 
-def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's weights as they are stored."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+def weight_bytes(model: torch.nn.Module, *, parts: int = 1) -> int:
+    """Bytes of a model's weights as they are stored; `parts` processes split its layers and gather two at a time."""
+    whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    layers = getattr(getattr(model, getattr(model, "base_model_prefix", ""), None), "layers", ())
+    if parts == 1 or not layers:
+        return whole
+    sizes = [weight_bytes(layer) for layer in layers]
+    return whole - sum(sizes) + -(-sum(sizes) // parts) + 2 * max(sizes)
 
 
 @contextmanager

@@ -109,6 +109,11 @@ def test_planning_leaves_random_state_and_model_alone(model):
     assert model.config._attn_implementation == implementation
 
 
+def test_split_layers_count_in_parts_with_two_gathered(model):
+    whole, layer = weight_bytes(model), weight_bytes(model.model.layers[0])
+    assert weight_bytes(model, parts=4) == whole - 2 * layer + 2 * layer / 4 + 2 * layer
+
+
 @pytest.mark.slow
 def test_eight_billion_parameters_fit_into_24_gib(capsys):
     assert main(["memory", "--base", "llama-3-8b", "--memory-gib", "24"]) == 0
