@@ -56,7 +56,8 @@ class _TargetLosses(torch.autograd.Function):
         for start in range(0, len(labels_N), CHUNK):
             rows = slice(start, start + CHUNK)
             labels = labels_N[rows, None]
-            logits = torch.mm(hidden_NC[rows], weight_VC.T, out=room[: len(labels)]).float()
+            place = room[: len(labels)]
+            logits = torch.mm(hidden_NC[rows], weight_VC.T, out=place).float()
             if mask_NV is not None:
                 logits.masked_fill_(~mask_NV[rows], -torch.inf)
             most, wanted = logits.amax(-1, keepdim=True), logits.gather(1, labels)
@@ -64,7 +65,7 @@ class _TargetLosses(torch.autograd.Function):
             total = shares.sum(-1, keepdim=True)
             losses.append((most + total.log() - wanted)[:, 0])
             if ctx.needs_input_grad[0]:
-                slope = shares.scatter_add_(1, labels, -total).to(weight_VC.dtype)  # of the loss, times `total`
+                slope = place.copy_(shares.scatter_add_(1, labels, -total))  # of the loss, times `total`
                 gradients.append((slope @ weight_VC).div_(total))
         ctx.save_for_backward(torch.cat(gradients) if gradients else torch.zeros_like(hidden_NC))
         return torch.cat(losses) if losses else hidden_NC.new_zeros(0, dtype=torch.float32)
