@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from planner.contracts.errors import TrainingError
+from planner.training.adapter import adapted
 from planner.training.processes import Processes
-from planner.training.sharding import idle_rows
+from planner.training.sharding import idle_rows, shard_layers
 from planner.training.text import EncodedRow
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -45,6 +47,13 @@ def test_processes_with_fewer_passes_make_up_for_them():
     assert most == {0: [], 1: [rows[0]]}
     assert idle_rows(rows[:1], Processes(1, 2), most_tokens=100) == [rows[0]]
     assert idle_rows(rows, Processes(), most_tokens=100) == []
+
+
+def test_base_in_four_bits_is_not_split(model, config):
+    with adapted(model, config) as peft_model:
+        model.is_quantized = True
+        with pytest.raises(TrainingError, match="llama.* cannot be split.*4 bits.*train.sharding to none"):
+            shard_layers(peft_model, Processes(0, 2))
 
 
 def launch(count, base, work, moment="-", sharding="none"):
