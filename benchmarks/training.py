@@ -2,11 +2,12 @@
 
 In: a base folder and the folder of a dataset version. Out: both on identical token sequences (tokens per CPU second,
 wall time, loss), and TRL on JSON with ids, as its users would write it, beside our text (examples per CPU second); with
-`--memory` the peak of a process of its own for each (Linux). TRL at the settings that were its fastest here: single
-rows, fp32, nothing recomputed, loss on the targets alone by its own chunked head.
+`--memory` the peak of a process of its own for each (Linux), with `--load` the CPU seconds of loading the base. TRL at
+the settings that were its fastest here: single rows, fp32, nothing recomputed, loss on the targets alone by its own
+chunked head. Ratios are medians over the steps, each beside TRL's time for the same rows.
 
 Run: `pip install '.[benchmark]'`, then
-`python -m benchmarks.training BASE DATASET [--rows 4] [--steps 2] [--threads 1] [--same-tokens | --memory]`.
+`python -m benchmarks.training BASE DATASET [--rows 4] [--steps 4] [--threads 1] [--same-tokens | --memory | --load]`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,16 +33,18 @@ from transformers.utils import logging
 from planner.contracts.prompt import encode_prompt, encode_target
 from planner.dataset.read import iter_examples, read_catalogue
 from planner.dataset.versions import open_version
+from planner.decoding.base import BaseFiles, load_base
 from planner.training.adapter import adapted, trainable
 from planner.training.attention import packed_attention
 from planner.training.batches import num_target_tokens
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows
+from planner.training.fused import fused
 from planner.training.optimizer import build_optimizer, take_step
 from planner.training.text import EncodedRow, encode_rows, text_rows
 
 CONFIG = TrainConfig(model_base="benchmark", lr=1e-3)
-OURS = {"ours, single rows": 1, "ours, packs of 1,024": 1024, "ours, packs of 2,048": 2048}
+OURS = {"ours, single rows": 1, "ours, packs of 512": 512, "ours, packs of 1,024": 1024}
 TRL = "TRL SFTTrainer"
 Step = Callable[[Sequence[EncodedRow]], float]
 
@@ -58,16 +62,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("base")
     parser.add_argument("dataset")
-    parser.add_argument("--rows", type=int, default=8, help="of an optimizer step")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=4, help="of an optimizer step")
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--same-tokens", action="store_true", help="the first table alone")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of times")
+    parser.add_argument("--load", action="store_true", help="the base from its folder instead of training with it")
     parser.add_argument("--alone", help="run one step of one variant and print its peak memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
+    if options.load:
+        _load(options.base)
+        return
     compact, as_json = _rows(options)
     if options.alone:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of reading the dataset
@@ -87,19 +95,36 @@ def _same_tokens(options: argparse.Namespace, rows: Sequence[EncodedRow]) -> tup
     rates = [_matmul_rate()]
     found = _times(options, rows, [TRL, *OURS])
     rates.append(_matmul_rate())
-    num_tokens, reference = sum(row.num_tokens for row in rows) / options.steps, found[TRL]
+    steps = [_of_step(rows, index, options.rows) for index in range(options.steps)]
+    tokens, flops = [sum(row.num_tokens for row in step) for step in steps], _flops(options.base, steps)
     print(
-        f"Identical tokens: {options.steps} steps of {options.rows} rows, {num_tokens:,.0f} tokens a step, "
+        f"Identical tokens: {options.steps} steps of {options.rows} rows, {sum(tokens) / len(steps):,.0f} tokens each, "
         f"{options.threads} thread(s), matmul {max(rates) / 1e9:.0f} GFLOP per CPU second"
     )
     for name, times in found.items():
-        cpu, wall = min(times.cpu), min(times.wall)
-        share = _flops(options.base, rows) / options.steps / cpu / max(rates)
+        speed = max(number / cpu for number, cpu in zip(tokens, times.cpu, strict=True))
+        share = max(number / cpu for number, cpu in zip(flops, times.cpu, strict=True)) / max(rates)
+        cpu, wall = _ratio(found[TRL].cpu, times.cpu), _ratio(found[TRL].wall, times.wall)
         losses = " ".join(f"{loss:.4f}" for loss in times.losses)
-        print(f"  {name:22} {num_tokens / cpu:6.0f} tokens/CPU s  x{min(reference.cpu) / cpu:.2f} CPU  "
-              f"x{min(reference.wall) / wall:.2f} wall  {share:.0%} of matmul  losses {losses}",
+        print(f"  {name:22} {speed:6.0f} tokens/CPU s  x{cpu:.2f} CPU  "
+              f"x{wall:.2f} wall  {share:.0%} of matmul  losses {losses}",
               flush=True)  # fmt: skip
     return min(((name, found[name]) for name in OURS), key=lambda item: min(item[1].cpu))
+
+
+def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """How many times as fast we are: the median over the steps, which were done in turn."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def _load(base: str) -> None:
+    files, seconds = BaseFiles(base, Path(base), "", "", ""), []
+    for _ in range(5):
+        started = time.process_time()
+        loaded = load_base(files, device="cpu")
+        seconds.append(time.process_time() - started)
+        del loaded
+    print(f"The base loads in {seconds[0]:.2f} CPU s the first time and {min(seconds):.2f} at best, imports apart")
 
 
 def _memory(options: argparse.Namespace) -> None:
@@ -143,7 +168,7 @@ def _times(options: argparse.Namespace, rows: Sequence[EncodedRow], names: Seque
 @contextlib.contextmanager
 def _ours(base: str, most_tokens: int) -> Iterator[Step]:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with packed_attention(model), adapted(model, CONFIG) as peft_model:
+    with packed_attention(model), adapted(model, CONFIG) as peft_model, fused(peft_model):
         optimizer = build_optimizer(trainable(peft_model), CONFIG)
         peft_model.train()
 
@@ -219,15 +244,18 @@ def _of_step(rows: Sequence[EncodedRow], index: int, size: int) -> Sequence[Enco
     return rows[index * size : (index + 1) * size]
 
 
-def _flops(base: str, rows: Sequence[EncodedRow]) -> float:
-    """Forward and the gradient of the activations; the base's own weights have no gradient."""
+def _flops(base: str, steps: Sequence[Sequence[EncodedRow]]) -> list[float]:
+    """Forward and the gradient of the activations of each step; the base's own weights have no gradient."""
     with torch.device("meta"):
         from transformers import AutoConfig
 
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
     head = model.get_output_embeddings().weight
     body = sum(w.numel() for name, w in model.named_parameters() if "embed" not in name and w is not head)
-    return 4.0 * body * sum(row.num_tokens for row in rows) + 4.0 * head.numel() * num_target_tokens(rows)
+    return [
+        4.0 * body * sum(row.num_tokens for row in rows) + 4.0 * head.numel() * num_target_tokens(rows)
+        for rows in steps
+    ]
 
 
 def _matmul_rate() -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -24,7 +25,7 @@ import psutil
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from planner.contracts.errors import PlannerError
+from planner.contracts.errors import PlannerError, TrackingError
 from planner.recipe.cli import describe
 from planner.recipe.config import STEPS, ResolvedConfig, flatten
 from planner.recipe.environment import git_state
@@ -165,7 +166,26 @@ def _describe(run: StepRun, config: ResolvedConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         resolved = Path(folder) / "config.yaml"
         resolved.write_text(describe(config) + "\n", encoding="utf-8")
-        mlflow.log_artifact(str(resolved))
+        _log_first_artifact(resolved)
+
+
+def _log_first_artifact(path: Path) -> None:
+    """Log a file, and find so that the artifact store can be written before hours of work rely on it.
+
+    Raises:
+        TrackingError: it cannot.
+    """
+    try:
+        mlflow.log_artifact(str(path))
+    except Exception as error:  # each store's client raises types of its own
+        where = re.sub(r"//[^/@]*@", "//", mlflow.get_artifact_uri())
+        detail = " ".join(str(error).split())[:300]
+        raise TrackingError(
+            f"The run's artifact store at {where} cannot be written ({type(error).__name__}: {detail}). No work was "
+            "done yet. Check its address and access (for S3 the AWS variables and MLFLOW_S3_ENDPOINT_URL), then run "
+            "the same command again.",
+            artifact_uri=where,
+        ) from error
 
 
 def _tag_error(message: str) -> None:

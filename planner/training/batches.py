@@ -64,19 +64,22 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
 
 
 def pack_rows(rows: Sequence[EncodedRow], *, most_tokens: int, device: torch.device | str = "cpu") -> list[Pack]:
-    """Lay rows end to end, in the order given, into as few packs of at most `most_tokens` as that order allows.
+    """Lay rows end to end into packs of at most `most_tokens`: the longest first, each into the first pack with room.
 
     What a pack's rows share is counted once for each of them here, so a pack may hold fewer tokens.
     """
     groups: list[list[EncodedRow]] = []
-    room = 0
-    for row in rows:
+    rooms: list[int] = []
+    for row in sorted(rows, key=lambda row: -row.num_tokens):
         # Rows without legal ids are packed apart: a pack's targets are all among its legal ids, or all among all.
-        if not groups or row.num_tokens > room or (row.legal_ids is None) != (groups[-1][-1].legal_ids is None):
+        same = ((group[0].legal_ids is None) == (row.legal_ids is None) for group in groups)
+        fitting = (index for index, fits in enumerate(same) if fits and rooms[index] >= row.num_tokens)
+        index = next(fitting, len(groups))
+        if index == len(groups):
             groups.append([])
-            room = most_tokens
-        groups[-1].append(row)
-        room -= row.num_tokens
+            rooms.append(most_tokens)
+        groups[index].append(row)
+        rooms[index] -= row.num_tokens
     return [_pack(group, device) for group in groups]
 
 

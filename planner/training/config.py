@@ -107,6 +107,9 @@ class TrainConfig(BaseModel):
     num_processes: Whole = Field(1, ge=1)
     """Processes that share each step's rows, started by `accelerate launch`: one a GPU. The result is the same but for
     rounding."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp`: several processes split the base's layers among themselves and gather one at a time; `none`: each holds
+    all of them. The result is the same."""
     num_threads: Whole | None = Field(None, ge=1)
     """CPU threads while training; null leaves what PyTorch has chosen."""
     embed_base: StrictBool = False

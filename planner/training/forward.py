@@ -17,12 +17,17 @@ from planner.training.text import EncodedRow
 
 
 def backward_rows(
-    peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_batch_tokens: int, num_targets: int | None = None
+    peft_model: PeftModel,
+    rows: Sequence[EncodedRow],
+    *,
+    micro_batch_tokens: int,
+    num_targets: int | None = None,
+    idle: Sequence[EncodedRow] = (),
 ) -> float:
     """Add the gradient of the rows' mean loss a target token to the adapter; returns the sum of the losses.
 
     The mean is over all the rows, however many packs they are split into; `num_targets` is what the sum is divided by
-    where the rows are a part of a step alone.
+    where the rows are a part of a step alone. `idle` rows are passed through one by one and count nothing.
     """
     num_targets = num_target_tokens(rows) if num_targets is None else num_targets
     total = 0.0
@@ -30,20 +35,29 @@ def backward_rows(
         loss = pack_losses(peft_model, pack).sum()
         torch.autograd.backward(loss / max(1, num_targets))
         total += loss.item()
+    for row in idle:
+        torch.autograd.backward(0 * pack_losses(peft_model, _alone(peft_model, row)).sum())
     return total
 
 
 @torch.no_grad()
-def row_losses(peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_batch_tokens: int) -> list[RowLoss]:
-    """Mean loss of each row's target tokens, without dropout."""
+def row_losses(
+    peft_model: PeftModel, rows: Sequence[EncodedRow], *, micro_batch_tokens: int, idle: Sequence[EncodedRow] = ()
+) -> list[RowLoss]:
+    """Mean loss of each row's target tokens, in the order of the rows, without dropout.
+
+    `idle` as in `backward_rows`.
+    """
     peft_model.eval()
-    found = []
+    found: dict[int, RowLoss] = {}
     for pack in pack_rows(rows, most_tokens=micro_batch_tokens, device=peft_model.device):
         losses_N = pack_losses(peft_model, pack)
         losses_by_row = torch.split(losses_N, [len(row.scored) for row in pack.rows])
         for row, losses in zip(pack.rows, losses_by_row, strict=True):
-            found.append(RowLoss(row.event_id, losses.double().mean().item() if len(losses) else 0.0))
-    return found
+            found[id(row)] = RowLoss(row.event_id, losses.double().mean().item() if len(losses) else 0.0)
+    for row in idle:
+        pack_losses(peft_model, _alone(peft_model, row))
+    return [found[id(row)] for row in rows]
 
 
 def pack_losses(peft_model: PeftModel, pack: Pack) -> torch.Tensor:
@@ -59,3 +73,8 @@ def pack_losses(peft_model: PeftModel, pack: Pack) -> torch.Tensor:
     )
     states_NC = output.last_hidden_state[0, pack.source_N]
     return target_losses(states_NC, causal.get_output_embeddings(), pack.labels_N, pack.legal)
+
+
+def _alone(peft_model: PeftModel, row: EncodedRow) -> Pack:
+    (pack,) = pack_rows([row], most_tokens=1, device=peft_model.device)
+    return pack

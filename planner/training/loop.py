@@ -44,6 +44,7 @@ from planner.training.batches import (
 from planner.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows, row_losses
+from planner.training.fused import fused
 from planner.training.memory import MemoryPlan, activations_recomputed, plan_for, smaller
 from planner.training.optimizer import (
     build_optimizer,
@@ -55,7 +56,8 @@ from planner.training.optimizer import (
 from planner.training.position import Position, after_epoch, after_step, mean_loss
 from planner.training.processes import Processes, current_processes
 from planner.training.remote import Store, pull, push
-from planner.training.report import EpochMetrics, TrainingReport
+from planner.training.report import EpochMetrics, RowLoss, TrainingReport
+from planner.training.sharding import idle_rows, out_of_memory_together, shard_layers
 from planner.training.surroundings import alone_in, process_as_it_was, run_fingerprint
 from planner.training.text import EncodedRow, EncodedRows, LegalTokens, TextRow
 from planner.training.token_cache import TokenCache, encoded_splits
@@ -118,9 +120,12 @@ def train(
             stack.enter_context(alone_in(run_folder))
         stack.enter_context(process_as_it_was(model, config.num_threads))
         longest = max(row.num_tokens for row in (*train_rows.rows, *validation_rows.rows))
-        memory = plan_for(model, config, longest=longest)
+        memory = plan_for(model, config, longest=longest, num_processes=processes.count)
         stack.enter_context(packed_attention(model))
         peft_model = stack.enter_context(adapted(model, config))
+        if config.sharding == "fsdp" and processes.count > 1:
+            shard_layers(peft_model, processes)
+        stack.enter_context(fused(peft_model))
         stack.enter_context(activations_recomputed(model, memory.gradient_checkpointing))
         run = _Run(
             peft_model, config, train_rows, validation_rows, run_folder, memory, processes, store,
@@ -190,7 +195,13 @@ class _Run:
             # The dropout is a function of (seed, step, process), so there is no random state to save.
             torch.manual_seed(step_seed(self.config.seed, step, self.processes.rank))
             self.optimizer.zero_grad(set_to_none=True)
-            return backward_rows(self.peft_model, mine, micro_batch_tokens=most_tokens, num_targets=num_targets)
+            return backward_rows(
+                self.peft_model,
+                mine,
+                micro_batch_tokens=most_tokens,
+                num_targets=num_targets,
+                idle=self._idle(rows, most_tokens),
+            )
 
         loss_sum = self.processes.sum_step(self.weights.values(), self._within_memory(backward, mine))
         learning_rate = learning_rate_at(step, self.num_steps, self.config)
@@ -201,6 +212,12 @@ class _Run:
         if self.reports.step is not None:
             self.reports.step(done.step, self.num_steps, loss_sum / max(1, num_targets), done.num_tokens / done.seconds)
 
+    def _idle(self, rows: Sequence[EncodedRow], most_tokens: int) -> list[EncodedRow]:
+        """The rows that keep this process in step with the others where they gather the base's layers together."""
+        if self.config.sharding == "none" or not rows:
+            return []
+        return idle_rows(rows, self.processes, most_tokens=most_tokens)
+
     def _within_memory(self, work: Callable[[int], T], rows: Sequence[EncodedRow]) -> T:
         """Do the work on the rows; where the device's memory ends, again from its start with half the tokens a pass."""
         while True:
@@ -208,6 +225,8 @@ class _Run:
             try:
                 return work(tokens)
             except torch.OutOfMemoryError as error:
+                if self.config.sharding == "fsdp" and self.processes.count > 1:
+                    raise out_of_memory_together(tokens) from error
                 reason = str(error).partition(". ")[0][:120]  # the error itself would keep tensors alive
             torch.cuda.empty_cache()
             lengths = [pack.lengths for pack in pack_rows(rows, most_tokens=tokens)]
@@ -222,7 +241,11 @@ class _Run:
         """Score the validation rows, report the epoch, move on to the next one and write a checkpoint."""
         started, rows = time.perf_counter(), self.validation_rows.rows
         mine = self.processes.share(rows)
-        shared = self._within_memory(lambda most: row_losses(self.peft_model, mine, micro_batch_tokens=most), mine)
+
+        def score(most: int) -> list[RowLoss]:
+            return row_losses(self.peft_model, mine, micro_batch_tokens=most, idle=self._idle(rows, most))
+
+        shared = self._within_memory(score, mine)
         losses, done = self.processes.gather(shared), self.position
         validation_loss = mean_loss(losses, rows)
         if validation_loss is not None and not math.isfinite(validation_loss):

@@ -1,7 +1,7 @@
 """The loss of target tokens: the head is applied where a target is predicted, a few positions at a time.
 
 In: hidden states of a pack and its labels. Out: one loss a target token, in fp32. No matrix of vocabulary x all tokens
-is made: at most `CHUNK` rows of logits exist at once, and their gradient is taken before the next chunk.
+is made: at most `CHUNK` rows of logits exist at once, in one place, and their gradient is taken before the next chunk.
 """
 
 from __future__ import annotations
@@ -52,20 +52,22 @@ class _TargetLosses(torch.autograd.Function):
         mask_NV: torch.Tensor | None,
     ) -> torch.Tensor:
         losses, gradients = [], []
+        room = hidden_NC.new_empty(min(CHUNK, len(labels_N)), len(weight_VC))
         for start in range(0, len(labels_N), CHUNK):
             rows = slice(start, start + CHUNK)
-            labels = labels_N[rows]
-            logits = (hidden_NC[rows] @ weight_VC.T).float()
+            labels = labels_N[rows, None]
+            place = room[: len(labels)]
+            logits = torch.mm(hidden_NC[rows], weight_VC.T, out=place).float()
             if mask_NV is not None:
                 logits.masked_fill_(~mask_NV[rows], -torch.inf)
-            total = logits.logsumexp(-1)
-            losses.append(total - logits.gather(1, labels[:, None])[:, 0])
+            most, wanted = logits.amax(-1, keepdim=True), logits.gather(1, labels)
+            shares = logits.sub_(most).exp_()
+            total = shares.sum(-1, keepdim=True)
+            losses.append((most + total.log() - wanted)[:, 0])
             if ctx.needs_input_grad[0]:
-                slope = logits.sub_(total[:, None]).exp_()
-                slope[torch.arange(len(labels)), labels] -= 1
-                gradients.append(slope.to(weight_VC.dtype) @ weight_VC)
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
+                slope = place.copy_(shares.scatter_add_(1, labels, -total))  # of the loss, times `total`
+                gradients.append((slope @ weight_VC).div_(total))
+        ctx.save_for_backward(torch.cat(gradients) if gradients else torch.zeros_like(hidden_NC))
         return torch.cat(losses) if losses else hidden_NC.new_zeros(0, dtype=torch.float32)
 
     @staticmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 from planner.contracts.errors import TrainingError
 from planner.training.adapter import adapted, trainable
 from planner.training.config import TrainConfig
+from planner.training.fused import fused
 from planner.training.loss import CHUNK
 
 GIB = 2**30
@@ -73,13 +74,14 @@ class MemoryPlan:
         )
 
 
-def plan_for(model: PreTrainedModel, config: TrainConfig, *, longest: int) -> MemoryPlan:
+def plan_for(model: PreTrainedModel, config: TrainConfig, *, longest: int, num_processes: int = 1) -> MemoryPlan:
     """Plan for a loaded base on its device; `longest` is the longest row's tokens. Errors: as `plan_memory`."""
+    parts = num_processes if config.sharding == "fsdp" else 1
     return plan_memory(
         model.config,
         config,
         dtype=model.dtype,
-        weights=weight_bytes(model),
+        weights=weight_bytes(model, parts=parts),
         budget=memory_budget(model.device, config.memory_gib),
         device=model.device.type,
         longest=longest,
@@ -113,7 +115,7 @@ def plan_memory(
     """
     tokens, wanted = config.micro_batch_tokens or MOST_TOKENS, config.gradient_checkpointing
     for recompute in (False, True) if wanted is None else (wanted,):
-        num_trainable, per_token = _count(base, config, dtype, recompute=recompute)
+        num_trainable, per_token = _count(base, config, dtype, recompute=recompute, on_cpu=device == "cpu")
         plan = MemoryPlan(
             budget=budget,
             weights=weights,
@@ -148,9 +150,14 @@ def memory_budget(device: torch.device, memory_gib: float | None) -> int | None:
     return budget
 
 
-def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's weights as they are stored."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+def weight_bytes(model: torch.nn.Module, *, parts: int = 1) -> int:
+    """Bytes of a model's weights as they are stored; `parts` processes split its layers and gather two at a time."""
+    whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    layers = getattr(getattr(model, getattr(model, "base_model_prefix", ""), None), "layers", ())
+    if parts == 1 or not layers:
+        return whole
+    sizes = [weight_bytes(layer) for layer in layers]
+    return whole - sum(sizes) + -(-sum(sizes) // parts) + 2 * max(sizes)
 
 
 @contextmanager
@@ -187,7 +194,9 @@ def smaller(tokens: int, pack_lengths: list[tuple[int, ...]], reason: str) -> in
     return min(tokens, max(sum(rows) for rows in pack_lengths)) // 2
 
 
-def _count(base: PretrainedConfig, config: TrainConfig, dtype: torch.dtype, *, recompute: bool) -> tuple[int, int]:
+def _count(
+    base: PretrainedConfig, config: TrainConfig, dtype: torch.dtype, *, recompute: bool, on_cpu: bool
+) -> tuple[int, int]:
     """Weights of the adapter, and bytes of activations and their gradients a token, at the real shape."""
     shape = copy.deepcopy(base)
     if hasattr(shape, "quantization_config"):
@@ -196,7 +205,11 @@ def _count(base: PretrainedConfig, config: TrainConfig, dtype: torch.dtype, *, r
         model = AutoModelForCausalLM.from_config(shape, dtype=dtype)
         AttentionInterface.register(_COUNTED, _attend_without_bytes)
         model.set_attn_implementation(_COUNTED)
-        with adapted(model, config) as peft_model, activations_recomputed(model, recompute):
+        with (
+            adapted(model, config) as peft_model,
+            fused(peft_model) if on_cpu else nullcontext(),
+            activations_recomputed(model, recompute),
+        ):
             num_trainable = sum(weight.numel() for weight in trainable(peft_model).values())
             return num_trainable, -(-_peak_of_a_pass(peft_model.train()) // _NUM_TOKENS)
 

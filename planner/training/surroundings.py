@@ -27,6 +27,7 @@ _FREE = {
     "checkpoints",
     "checkpoint_every",
     "num_threads",
+    "sharding",
     "max_overlong_share",
     "memory_gib",
     "gradient_checkpointing",

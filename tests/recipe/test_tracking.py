@@ -12,7 +12,7 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from planner.contracts.errors import DatasetError
+from planner.contracts.errors import DatasetError, TrackingError
 from planner.recipe.config import PROJECT, load_config
 from planner.recipe.tracking import COMMIT_TAG, ERROR_TAG, LEASE_TAG, find_committed, reap_dead_runs, step_run
 
@@ -55,6 +55,27 @@ def test_a_failed_step_leaves_its_message_and_no_commit_marker(store: str) -> No
     assert found.data.tags[ERROR_TAG] == "The dataset is gone. Build it again."
     assert COMMIT_TAG not in found.data.tags
     assert find_committed("train", "f" * 32) is None
+
+
+@pytest.mark.parametrize("place", ["bucket", "folder"])
+def test_an_artifact_store_that_cannot_be_written_is_found_before_any_work(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-value")
+    where = {"bucket": "s3://nowhere/runs", "folder": str(tmp_path / "taken")}[place]
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", MlflowClient().create_experiment(place, artifact_location=where))
+    worked = []
+    with pytest.raises(TrackingError) as error, step_run(load_config("local"), "train"):
+        worked.append("trained")
+    assert worked == []
+    assert f"artifact store at {where}" in str(error.value) and "same command again" in str(error.value)
+    assert "secret-value" not in str(error.value)
+    [run] = MlflowClient().search_runs([os.environ["MLFLOW_EXPERIMENT_ID"]])
+    assert run.info.status == "FAILED" and run.data.tags[ERROR_TAG] == str(error.value)
 
 
 def test_a_finished_run_without_commit_marker_is_not_reused(store: str) -> None:

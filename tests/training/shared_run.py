@@ -1,6 +1,6 @@
 """Train the tiny base in as many processes as `accelerate launch` starts; the first prints JSON.
 
-Arguments: base folder, working folder, and `-` or `RANK:STEP`, where that process kills itself (SIGKILL).
+Arguments: base folder, working folder, `-` or `RANK:STEP`, where that process kills itself (SIGKILL), and the sharding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.tiny import tiny_catalogue, tiny_examples
 def main() -> None:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    base, work, moment = sys.argv[1:]
+    base, work, moment, sharding = sys.argv[1:]
     rank = current_processes().rank
     real, steps = loop._Run._train_step, []
 
@@ -39,11 +39,15 @@ def main() -> None:
     loop._Run._train_step = step
     # 13 rows in batches of 4: the last step of an epoch has one row, so one of two processes has none.
     texts = text_rows(tiny_examples(20), tiny_catalogue())
-    config = TrainConfig(model_base="tiny", epochs=2, lr=1e-2, batch_size=4, checkpoint_every=2, lora_r=4, seed=5)
+    config = TrainConfig(
+        model_base="tiny", epochs=2, lr=1e-2, batch_size=4, checkpoint_every=2, lora_r=4, seed=5, sharding=sharding,
+        micro_batch_tokens=150,
+    )  # fmt: skip
     losses, told = [], []
     try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         report = loop.train(
-            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+            model,
             AutoTokenizer.from_pretrained(base),
             texts[:13],
             texts[13:],
@@ -56,6 +60,7 @@ def main() -> None:
         sys.exit(f"TrainingError: {error}")
     result = {
         "rank": rank,
+        "held": sum(getattr(w, "_local_tensor", w).numel() for w in model.model.layers.parameters()),
         "losses": losses,
         "told": told,
         "validation": [epoch.validation_loss for epoch in report.epochs],

@@ -35,7 +35,7 @@ def test_order_is_a_function_of_seed_and_epoch_alone():
 def test_packs_hold_all_tokens_without_padding(lengths, most_tokens):
     rows = rows_of(lengths)
     packs = pack_rows(rows, most_tokens=most_tokens)
-    assert [row for pack in packs for row in pack.rows] == rows
+    assert sorted(row.event_id for pack in packs for row in pack.rows) == sorted(row.event_id for row in rows)
     for pack in packs:
         shared = pack.num_shared
         assert shared == (min(len(row.prompt_ids) for row in pack.rows) - 1 if len(pack.rows) > 1 else 0)
@@ -48,10 +48,15 @@ def test_packs_hold_all_tokens_without_padding(lengths, most_tokens):
         assert len(pack.rows) == 1 or len(ids) <= most_tokens
 
 
+def test_the_longest_rows_come_first_and_the_others_fill_the_packs():
+    packs = pack_rows(rows_of([(50, 10), (20, 5), (60, 9), (31, 4)]), most_tokens=104)
+    assert [[row.num_tokens for row in pack.rows] for pack in packs] == [[69, 35], [60, 25]]
+
+
 @given(LENGTHS)
 def test_labels_are_the_targets_and_each_is_predicted_from_the_token_before_it(lengths):
-    rows = rows_of(lengths)
-    (pack,) = pack_rows(rows, most_tokens=10**6)
+    (pack,) = pack_rows(rows_of(lengths), most_tokens=10**6)
+    rows = pack.rows
     assert pack.labels_N.tolist() == [token for row in rows for token in row.target_ids]
     assert len(pack.labels_N) == num_target_tokens(rows)
     assert pack.ids_1T[0][pack.source_N + 1].tolist() == pack.labels_N.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -12,6 +13,7 @@ from planner.training.attention import packed_attention
 from planner.training.batches import num_target_tokens, pack_rows
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows, pack_losses, row_losses
+from planner.training.fused import fused
 from planner.training.loss import CHUNK, target_losses
 from planner.training.text import encode_rows
 
@@ -52,9 +54,10 @@ def reference(peft_model, rows):
     return total.item(), {name: weight.grad for name, weight in trainable(exact).items()}
 
 
-def ours(peft_model, rows, micro_batch_tokens):
+def ours(peft_model, rows, micro_batch_tokens, by=fused):
     peft_model.zero_grad()
-    total = backward_rows(peft_model, rows, micro_batch_tokens=micro_batch_tokens)
+    with by(peft_model):
+        total = backward_rows(peft_model, rows, micro_batch_tokens=micro_batch_tokens)
     return total, {name: weight.grad.clone() for name, weight in trainable(peft_model).items()}
 
 
@@ -68,13 +71,14 @@ def micro_batches(rows, number):
 
 @pytest.mark.parametrize("number", [1, 2, 4, 7])
 @pytest.mark.parametrize("num_rows", [7, 3])
-def test_loss_and_gradients_equal_the_unpacked_unpadded_reference(peft_model, rows, number, num_rows):
+@pytest.mark.parametrize("by", [fused, contextlib.nullcontext])
+def test_loss_and_gradients_equal_the_unpacked_unpadded_reference(peft_model, rows, number, num_rows, by):
     if number > num_rows:
         number = num_rows
     disturb(peft_model)
     rows = rows[:num_rows]
     expected_loss, expected = reference(peft_model, rows)
-    loss, found = ours(peft_model, rows, micro_batches(rows, number))
+    loss, found = ours(peft_model, rows, micro_batches(rows, number), by)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
@@ -105,6 +109,7 @@ def test_loss_is_that_of_the_model_itself(peft_model, rows):
 
 def test_fresh_adapter_equals_the_base_model(model, rows):
     (pack,) = pack_rows(rows, most_tokens=10_000)
+    rows = pack.rows
     with torch.no_grad():
         before = [
             model(input_ids=torch.tensor([row.prompt_ids + row.target_ids]), use_cache=False).logits for row in rows

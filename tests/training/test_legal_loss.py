@@ -95,3 +95,10 @@ def test_rows_without_legal_tokens_are_counted_and_change_the_digest(tokenizer, 
     none = encode_rows(tokenizer, texts[:4], **options, legal_tokens=lambda servings, ids: None)
     assert (plain.num_unlisted, listed.num_unlisted, none.num_unlisted) == (0, 0, 4)
     assert none.digest == plain.digest != listed.digest
+
+
+def test_row_whose_every_token_is_forced_has_no_loss_and_no_gradient(peft_model, rows):
+    row = replace(rows[0], legal_ids=tuple(np.array([token]) for token in rows[0].target_ids))
+    assert backward_rows(peft_model, [row], micro_batch_tokens=1) == 0
+    assert all(weight.grad is None or not weight.grad.any() for weight in trainable(peft_model).values())
+    assert row_losses(peft_model, [row], micro_batch_tokens=1)[0].loss == 0

@@ -6,20 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from planner.contracts.errors import TrainingError
+from planner.contracts.catalogue import Catalogue
+from planner.contracts.errors import ModelError, TrainingError
 from planner.decoding.base import BaseFiles
+from planner.recipe import fine_tune
 from planner.recipe.config import load_config
 from planner.recipe.fine_tune import _checkpoints, _load
 from planner.recipe.s3_store import S3Store
 from planner.training.checkpoint import newest_checkpoint
 from planner.training.loop import train
+from tests.tiny import tiny_catalogue, tiny_examples
 
 PROJECT = Path(__file__).resolve().parents[2]
 URI = "s3://training/runs"
@@ -139,6 +144,24 @@ def test_gpu_profile_without_a_gpu_fails_before_the_base_is_read(tmp_path):
     assert (config.device, config.micro_batch_tokens) == ("cuda", None)
     with pytest.raises(TrainingError, match="train.device is cuda, and PyTorch finds no NVIDIA GPU.*auto or cpu"):
         _load(config, BaseFiles("absent", tmp_path, "", "", ""))
+
+
+def test_dataset_without_a_train_split_is_one_clear_line(monkeypatch, model, tokenizer):
+    monkeypatch.setattr(fine_tune, "_load", lambda *_: (model, tokenizer))
+    monkeypatch.setattr(fine_tune, "iter_examples", lambda version, split: [] if split == "train" else tiny_examples(3))
+    version = SimpleNamespace(name="2018-01-01", uri="datasets/2018-01-01")
+    with pytest.raises(TrainingError, match="2018-01-01 has no rows in the split train. Build one over a longer"):
+        fine_tune._train(load_config("local"), None, None, tiny_catalogue(), version)
+
+
+def test_title_that_the_tokenizer_changes_is_named_before_training(monkeypatch, model, tokenizer):
+    odd = replace(tiny_catalogue().recipes[0], title="Stop <|im_end|> here")
+    catalogue = Catalogue.of([odd, *tiny_catalogue().recipes[1:]])
+    monkeypatch.setattr(fine_tune, "_load", lambda *_: (model, tokenizer))
+    monkeypatch.setattr(fine_tune, "iter_examples", lambda version, split: tiny_examples(3))
+    monkeypatch.setattr(fine_tune, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ModelError, match="Stop .* here.*cannot be written and read back"):
+        fine_tune._train(load_config("local"), None, None, catalogue, SimpleNamespace(name="x", uri="x"))
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ def test_more_rows_asked_for_than_there_are_gives_all():
 
 
 def test_prompt_and_target_are_encoded_as_serving_encodes_them(tokenizer):
+    assert tokenizer.chat_template is None  # nor is one needed: the prompt is plain text
     texts = text_rows(EXAMPLES, CATALOGUE)
     encoded = encode_rows(tokenizer, texts, max_tokens=512, max_overlong_share=0)
     for text, row in zip(texts, encoded.rows, strict=True):
