@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg2
+import pyarrow as pa
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts.catalogue import Catalogue
@@ -92,13 +92,13 @@ def write_content(
         read.assembly.late_previous + read.counts.late_previous,
         read.assembly.late_pantry + read.counts.late_pantry,
     )
-    with ThreadPoolExecutor(1) as beside:
-        distributions = beside.submit(distributions_of, training, folder / versions.RECIPES)
-        checks = run_checks(training, config, counts, read.catalogue.by_id)
-        require_checks(checks, config.version, read.exclusions)
-        profile = profile_of(training)
+    pa.default_memory_pool().release_unused()  # what rows took, before other eyes look at the file
+    checks = run_checks(training, config, counts, read.catalogue.by_id)
+    require_checks(checks, config.version, read.exclusions)
+    profile = profile_of(training)
+    distributions = distributions_of(training, folder / versions.RECIPES)
     created_at = now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    for name, text in _texts(config, folder, read, profile, distributions.result(), checks, created_at).items():
+    for name, text in _texts(config, folder, read, profile, distributions, checks, created_at).items():
         (folder / name).write_bytes(text)
         at_boundary(name)
     manifest = versions.make_manifest(

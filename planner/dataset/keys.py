@@ -27,6 +27,8 @@ from planner.dataset.sources import Freshness
 from planner.dataset.stream import copy_table, stored_order
 
 DUCKDB_MEMORY = "250MB"
+# Once the joins are done, for looking up what they gave.
+DUCKDB_MEMORY_AFTER = "100MB"
 # Of the rows that could be taken from an earlier version, one in so many is built all the same and compared.
 CHECK_EVERY = 64
 
@@ -99,6 +101,10 @@ class Keys:
     num_events: int
     num_shards: int
     folder: Path
+
+    def rest(self) -> None:
+        """Give back the memory of the joins: rows are looked up in order from now on."""
+        self.engine.execute(f"SET memory_limit = '{DUCKDB_MEMORY_AFTER}'")
 
     def close(self) -> None:
         """Give the memory back."""

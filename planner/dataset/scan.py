@@ -14,7 +14,7 @@ import duckdb
 
 from planner.contracts.errors import DatasetError
 
-MEMORY = "200MB"
+MEMORY = "120MB"
 
 
 @contextlib.contextmanager

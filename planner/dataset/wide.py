@@ -99,6 +99,7 @@ def wide_values(
         _spool_of_keys(keys, HOMES, values.homes)
         _spool_of_keys(keys, LIMITS, values.limits)
         keys.engine.execute("DROP TABLE homes; DROP TABLE limits")
+        keys.rest()
         _spool_pantries(connection, keys, values.pantries, notes, progress)
         yield values
     finally:
