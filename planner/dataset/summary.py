@@ -12,11 +12,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from planner.contracts.split import SPLITS
 from planner.dataset.checks import CheckResult
 from planner.dataset.config import DatasetConfig
+from planner.dataset.scan import scan
 
 _REASONS = {
     "not_generated": "never generated before the end",
@@ -43,20 +42,21 @@ class Profile:
 
 def profile_of(path: Path) -> Profile:
     """Count over the file."""
-    with duckdb.connect(":memory:") as engine:
-        engine.execute("SET autoinstall_known_extensions = false")
+    with scan(training=path) as engine:
         engine.execute(
             "CREATE VIEW rows AS SELECT input.household.id AS household, input.workflow_type AS workflow_type, "
             'input.mode AS mode, metadata.policy_version_id AS policy, epoch_us(metadata."timestamp") AS us, split '
-            f"FROM read_parquet('{str(path).replace(chr(39), chr(39) * 2)}')"
+            "FROM training"
         )
+        # Grouped before they are counted: groups are spilled where they do not fit, distinct values are not.
         rows, households, first, last = engine.execute(
-            "SELECT count(*), count(DISTINCT household), min(us), max(us) FROM rows"
+            "SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT household FROM rows)), min(us), max(us) FROM rows"
         ).fetchall()[0]
         splits = {
             split: (count, homes)
             for split, count, homes in engine.execute(
-                "SELECT split, count(*), count(DISTINCT household) FROM rows GROUP BY split"
+                "SELECT split, sum(n)::BIGINT, count(*) FROM (SELECT split, household, count(*) AS n FROM rows "
+                "GROUP BY ALL) GROUP BY split"
             ).fetchall()
         }
 
