@@ -124,7 +124,7 @@ def _walk(path: Path, known_recipes: set[str]) -> tuple[Counter[str], int]:
     """Nulls by path in fields that the contract requires, and the number of meals with an unknown recipe."""
     nulls: Counter[str] = Counter()
     unknown = 0
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=4096):
             for field, column in zip(batch.schema, batch.columns, strict=True):
                 _count_nulls(column, field.name, nulls)

@@ -55,7 +55,7 @@ def checked(name: str, count: int, what: str, *, more: str = "") -> Checked:
 
 def _splits(training: Path) -> Checked:
     wrong: set[str] = set()
-    with pq.ParquetFile(training, page_checksum_verification=True) as file:
+    with pq.ParquetFile(training, page_checksum_verification=True, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=["input.household.id", "split"]):
             homes = batch.column("input").field("household").field("id").to_pylist()
             pairs = set(zip(homes, batch.column("split").to_pylist(), strict=True))

@@ -49,8 +49,8 @@ def taken_rows(training: Path, sources: Path, numbers: np.ndarray) -> Iterator[p
         numbers: which rows; ascending.
     """
     with (
-        pq.ParquetFile(training, page_checksum_verification=True) as rows,
-        pq.ParquetFile(sources, page_checksum_verification=True) as fingerprints,
+        pq.ParquetFile(training, page_checksum_verification=True, pre_buffer=False) as rows,
+        pq.ParquetFile(sources, page_checksum_verification=True, pre_buffer=False) as fingerprints,
     ):
         start = 0
         for group in range(rows.num_row_groups):

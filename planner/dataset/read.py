@@ -27,7 +27,7 @@ def iter_examples(version: DatasetVersion, *, split: str | None = None) -> Itera
     if split is not None and split not in SPLITS:
         raise DatasetError(f"There is no split {split!r}. Use one of {', '.join(SPLITS)}.", split=split)
     try:
-        with pq.ParquetFile(version.training_path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(version.training_path, page_checksum_verification=True, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 for row in batch.to_pylist():
                     if split is None or row["split"] == split:

@@ -110,7 +110,7 @@ def _window(manifest: Mapping[str, Any]) -> Window:
 
 def _out_of_order(training: Path) -> int:
     count, last = 0, (-(2**63), "")
-    with pq.ParquetFile(training, page_checksum_verification=True) as file:
+    with pq.ParquetFile(training, page_checksum_verification=True, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=["metadata.timestamp", "metadata.event_id"]):
             metadata = batch.column("metadata")
             times = metadata.field("timestamp").cast(pa.int64()).to_pylist()
