@@ -54,6 +54,12 @@ class Spool:
         ]
         return pa.Table.from_batches(batches, self._schema).combine_chunks()
 
+    def clear(self) -> None:
+        """Forget what was written."""
+        self._parts.clear()
+        self._file.seek(0)
+        self._file.truncate()
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

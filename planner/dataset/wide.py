@@ -78,33 +78,28 @@ def wide_values(
         DatabaseError: the server refused or went away.
     """
     keys.engine.execute(PLACES)
+    keys.engine.execute(PANTRIES)
     (total, events), *_ = keys.engine.execute("SELECT count(*), count(DISTINCT place) FROM places").fetchall()
     share = SCAN_SHARE + SCAN_SHARE_PER_SHARD * (keys.num_shards - 1)
     scan = _is_plain(connection) and (events >= keys.num_events * share or "exp.events" in unindexed_tables(connection))
-    values: WideValues | None = None
-    try:
-        if scan:
-            values, found = _spools(keys.folder, "scan"), Notes()
-            try:
-                _spool_events(_scanned(connection, keys), values, known, found, _told(progress, total))
-                notes.update(found)
-            except OrderError:
-                _close(values)
-                scan = False
-        if not scan:
-            values = _spools(keys.folder, "ids")
-            _spool_events(_by_id(connection, keys), values, known, notes, _told(progress, total))
-        assert values is not None
-        keys.engine.execute("DROP TABLE places")
+    with _spools(keys.folder) as values:
         _spool_of_keys(keys, HOMES, values.homes)
         _spool_of_keys(keys, LIMITS, values.limits)
         keys.engine.execute("DROP TABLE homes; DROP TABLE limits")
         keys.rest()
+        if scan:
+            found = Notes()
+            try:
+                _spool_events(_scanned(connection, keys), values, known, found, _told(progress, total))
+                notes.update(found)
+            except OrderError:
+                for spool in (values.generated, values.accepted, values.previous, values.edits):
+                    spool.clear()
+                scan = False
+        if not scan:
+            _spool_events(_by_id(connection, keys), values, known, notes, _told(progress, total))
         _spool_pantries(connection, keys, values.pantries, notes, progress)
         yield values
-    finally:
-        if values is not None:
-            _close(values)
 
 
 def fetch_plans(connection: Connection, ids: pa.StringArray) -> tuple[pa.StringArray, pa.ListArray]:
@@ -252,7 +247,6 @@ def _taken(columns: Sequence[pa.Array], order: pa.Array) -> list[pa.Array]:
 
 def _spool_pantries(connection: Connection, keys: Keys, spool: Spool, notes: Notes, progress: Progress) -> None:
     """Snapshots by id, in whatever order they come."""
-    keys.engine.execute(PANTRIES)
     (total,), *_ = keys.engine.execute("SELECT count(*) FROM pantries").fetchall()
     told = _told(progress, total, "read the pantries")
     reader = keys.engine.cursor().sql("SELECT pantry_id, ordinal FROM pantries").to_arrow_reader(_PANTRY_IDS)
@@ -284,7 +278,8 @@ def _whole_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[np.ndarra
         yield ids, rows
 
 
-def _spools(folder: Path, name: str) -> WideValues:
+@contextlib.contextmanager
+def _spools(folder: Path) -> Iterator[WideValues]:
     meals = pa.field("meals", _MEALS)
     kinds = {
         "homes": [*_texts("id"), pa.field("size", pa.int64()), *_texts("preferences", "restrictions", "region")],
@@ -295,16 +290,15 @@ def _spools(folder: Path, name: str) -> WideValues:
         "edits": [pa.field("rank", pa.int64()), pa.field("edit", schema.EDIT)],
         "pantries": [pa.field("items", pa.list_(schema.ITEM))],
     }
-    return WideValues(**{kind: Spool(folder / f"{name}-{kind}", columns) for kind, columns in kinds.items()})
+    with contextlib.ExitStack() as stack:
+        spools = {kind: Spool(folder / f"values-{kind}", columns) for kind, columns in kinds.items()}
+        for spool in spools.values():
+            stack.enter_context(contextlib.closing(spool))
+        yield WideValues(**spools)
 
 
 def _texts(*names: str) -> list[pa.Field]:
     return [pa.field(name, pa.string()) for name in names]
-
-
-def _close(values: WideValues) -> None:
-    for spool in vars(values).values():
-        spool.close()
 
 
 def _told(progress: Progress, total: int, what: str = "read plans and edits") -> Callable[[int], None]:
