@@ -25,7 +25,7 @@ from planner.dataset.values import Notes
 _TEXT = r'"[^"\\]*"'
 # Up to 15 digits each: exact as whole numbers, and rounded to the same double by every correct reader.
 _NUMBER = r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?"
-# What stands between the braces of one object; `_HEAD`, `_BETWEEN` and the tail stand around them.
+# What stands between the braces of one object; `_BETWEEN` stands between two.
 _ITEM = rf'"name": {_TEXT}(?:, "unit": (?:null|{_TEXT}))?(?:, "quantity": (?:null|{_NUMBER}))?'
 _MEAL = rf'"day": "(?:{"|".join(WEEKDAYS)})", "servings": [1-9]\d{{0,8}}, "recipe_id": {_TEXT}'
 _BETWEEN = "}, {"
@@ -47,12 +47,15 @@ class Lists:
 
     def any_of(self, flags: np.ndarray) -> np.ndarray:
         """Per list whether one of its structs is flagged; `flags` has a flag for each of `values`."""
-        found = np.zeros(len(self.codes), bool)
+        return self.per_list(flags, np.logical_or.reduceat)
+
+    def per_list(self, numbers: np.ndarray, reduceat: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        """What is made of the numbers of a list's structs, of which each of `values` has one; 0 without structs."""
         lengths = np.diff(arrays.offsets_of(self.codes).to_numpy())
-        flagged = flags[self.codes.flatten().to_numpy()]
-        if len(flagged):
-            starts = np.concatenate([[0], np.cumsum(lengths[lengths > 0])[:-1]])
-            found[lengths > 0] = np.logical_or.reduceat(flagged, starts)
+        own = numbers[self.codes.flatten().to_numpy()]
+        found = np.zeros(len(self.codes), own.dtype)
+        if len(own):
+            found[lengths > 0] = reduceat(own, np.concatenate([[0], np.cumsum(lengths[lengths > 0])[:-1]]))
         return found
 
     def without(self, mask: np.ndarray) -> Lists:
@@ -203,10 +206,6 @@ def _bytes_of(texts: pa.StringArray) -> pa.Buffer:
 def _day_twice(meals: Lists) -> np.ndarray:
     """Per plan whether it names a day twice; where there is no plan, it does not."""
     order = pc.index_in(meals.values.field("day"), pa.array(list(DAY_INDEX)))
-    days = np.left_shift(1, pc.fill_null(order, 0).to_numpy().astype(np.int64))[meals.codes.flatten().to_numpy()]
-    lengths = np.diff(arrays.offsets_of(meals.codes).to_numpy())
-    found = np.zeros(len(meals.codes), bool)
-    if len(days):
-        starts = np.concatenate([[0], np.cumsum(lengths[lengths > 0])[:-1]])
-        found[lengths > 0] = np.add.reduceat(days, starts) != np.bitwise_or.reduceat(days, starts)
-    return found
+    days = np.left_shift(1, pc.fill_null(order, 0).to_numpy().astype(np.int64))
+    twice: np.ndarray = meals.per_list(days, np.add.reduceat) != meals.per_list(days, np.bitwise_or.reduceat)
+    return twice

@@ -53,7 +53,6 @@ class WideValues:
 
     homes: Spool
     limits: Spool
-
     generated: Spool
     accepted: Spool
     previous: Spool
