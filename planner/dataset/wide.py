@@ -106,7 +106,7 @@ def fetch_plans(connection: Connection, ids: pa.StringArray) -> tuple[pa.StringA
     found, meals = [pa.array([], pa.string())], [pa.array([], _MEALS)]
     columns = {"id": pa.string(), "plan": pa.string()}
     for part in _batches(ids.unique().drop_null(), _IDS):
-        for table in copy_tables(connection, f"SELECT id::text, {_PLAN} {_from_ids(part)}", columns, _BY_ID):
+        for table in copy_tables(connection, f"SELECT id::text, {_MEALS_TEXT} {_from_ids(part)}", columns, _BY_ID):
             found.append(column_of(table.column("id")))
             meals.append(plan_column(column_of(table.column("plan"))).take(pa.array(range(len(table)))))
     return pa.concat_arrays(found), pa.concat_arrays(meals)
@@ -344,10 +344,10 @@ JOIN pg_class c ON c.oid = stored.relid LEFT JOIN pg_am a ON a.oid = c.relam
 """
 _BY_ID = "reading events by id"
 _HAS_PLAN = "event_type IN ('plan_generated', 'plan_accepted')"
-_PLAN = "(payload->'plan')::text"
+_MEALS_TEXT = "(payload->'plan'->'meals')::text"  # null where the plan is no object
 # What is read of an event, by name: texts, null where the event's kind has no use for them.
 _EVENT = {
-    "plan": f"CASE WHEN {_HAS_PLAN} THEN {_PLAN} END",
+    "plan": f"CASE WHEN {_HAS_PLAN} THEN {_MEALS_TEXT} END",
     "policy": f"CASE WHEN {_HAS_PLAN} THEN (context->'policy_version_id')::text END",
     "workflow": "CASE WHEN event_type = 'plan_generated' THEN (context->'workflow_type')::text END",
     "mode": "CASE WHEN event_type = 'plan_generated' THEN (context->'mode')::text END",

@@ -18,7 +18,7 @@ from planner.dataset.build import build_dataset
 from planner.dataset.database import connect
 from planner.dataset.values import Notes
 from tests.dataset import small, traps
-from tests.dataset.payloads import KNOWN, PANTRY, PLAN
+from tests.dataset.payloads import KNOWN, MEALS, PANTRY
 
 
 def whole(lists: columns.Lists) -> list[Any]:
@@ -36,7 +36,7 @@ def test_pantries_read_together_are_those_read_one_by_one(texts: list[str | None
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(PLAN, max_size=6), st.booleans())
+@given(st.lists(MEALS, max_size=6), st.booleans())
 def test_plans_read_together_are_those_read_one_by_one(texts: list[str | None], any_recipe: bool) -> None:
     known = None if any_recipe else KNOWN
     meals = columns.plan_column(pa.array(texts, pa.string()))
@@ -47,25 +47,29 @@ def test_plans_read_together_are_those_read_one_by_one(texts: list[str | None], 
 
 
 def test_the_usual_form_is_what_postgresql_prints(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pantry = [{"name": "rice é", "quantity": 2.5, "unit": "kg"}, {"quantity": 1, "name": "eggs"}, {"name": "salt"}]
-    plan = {
-        "meals": [
-            {"day": "friday", "recipe_id": "r1", "servings": 2},
-            {"servings": 1, "day": "monday", "recipe_id": "r"},
-        ]
-    }
+    pantry: list[dict[str, Any]] = [
+        {"name": 'rice "é" \\ 🍅\n\x1f', "quantity": 2.5, "unit": "kg"},
+        {"quantity": 1, "name": "eggs"},
+        {"name": "salt"},
+    ]
+    meals: list[dict[str, Any]] = [
+        {"day": "friday", "recipe_id": "r1", "servings": 2},
+        {"servings": 1, "day": "monday", "recipe_id": "r"},
+    ]
+    more = {"id": 7, "tags": ["a", 0.5, None], "opened": False, "category": "dry", "expires_at": "2025-01-01"}
     with contextlib.closing(connect(database_url)) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "SELECT %s::jsonb::text, '[]'::jsonb::text, %s::jsonb::text", [json.dumps(pantry), json.dumps(plan)]
+            "SELECT %s::jsonb::text, '[]'::jsonb::text, %s::jsonb::text",
+            [json.dumps([{**more, **item} for item in pantry]), json.dumps([{**more, **meal} for meal in meals])],
         )
-        items, empty, meals = cursor.fetchone() or ()
+        items, empty, listed = cursor.fetchone() or ()
     read: list[list[str | None]] = []
     monkeypatch.setattr(values, "pantry_items", lambda text, notes: read.append([text]) or ())
     monkeypatch.setattr(values, "plan_meals", lambda text: read.append([text]))
     assert whole(columns.item_column(pa.array([items]), Notes())) == [
         [{"name": None, "quantity": None, "unit": None, **item} for item in pantry]
     ]
-    assert whole(columns.plan_column(pa.array([meals]))) == [plan["meals"]]
+    assert whole(columns.plan_column(pa.array([listed]))) == [meals]
     assert not read
     assert whole(columns.item_column(pa.array([empty]), Notes())) == [[]]
 
