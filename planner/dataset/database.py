@@ -63,7 +63,11 @@ def connect(url: str, *, read_only: bool = False) -> Connection:
         options: dict[str, Any] = {**parts, **fixed}
         connection: Connection = psycopg2.connect(**options)
         with connection.cursor() as cursor:
-            cursor.execute("SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET extra_float_digits = 1")
+            # While shards read, the connection that holds their snapshot is idle.
+            cursor.execute(
+                "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET extra_float_digits = 1; "
+                "SET idle_in_transaction_session_timeout = 0"
+            )
         connection.commit()
         if read_only:
             connection.set_session(readonly=True)
@@ -149,11 +153,15 @@ def query_error(error: psycopg2.Error, what: str) -> DatabaseError:
         return DatabaseError(f"No permission while {what}: {detail}. Grant SELECT to the user of PLANNER_DATABASE_URL.")
     if code == "57014":
         return DatabaseError(f"The server's statement_timeout ended {what}: {detail}. Raise it for this user.")
-    if code[:2] in ("08", "57") or not code:
-        return DatabaseError(f"The database went away while {what}: {detail}. Nothing was published; run it again.")
+    if code[:2] in ("08", "57") or code == _CONFLICT or not code:
+        return DatabaseError(
+            f"The database went away while {what}: {detail}. Nothing was published; run it again. A standby that ends "
+            "long queries needs hot_standby_feedback or a larger max_standby_streaming_delay."
+        )
     return DatabaseError(f"The database refused {what} ({code}): {detail}.")
 
 
+_CONFLICT = "40001"  # what a standby's replaying does to a read-only query that is in its way
 # Tables that are read by id, with its type.
 _BY_ID = {"exp.events": "uuid", "public.pantry_snapshots": "bigint"}
 

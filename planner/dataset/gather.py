@@ -153,11 +153,11 @@ def _snapshots(connection: Connection, urls: Sequence[str]) -> Iterator[list[tup
     """URL and exported snapshot of every server, open while the shards read; replicas are as new as the first."""
     with contextlib.ExitStack() as stack:
         found = [(urls[0], _value(connection, "SELECT pg_export_snapshot()"))]
-        position, probe = _value(connection, _POSITION), _value(connection, _PROBE)
+        seen, position, probe = (_value(connection, query) for query in (_SEEN, _POSITION, _PROBE))
         for url in urls[1:]:
             replica = stack.enter_context(contextlib.closing(connect(url, read_only=True)))
             try:
-                _wait_until_replayed(replica, position, url)
+                _wait_until_replayed(replica, seen, position, url)
                 replica.set_session(isolation_level="REPEATABLE READ", readonly=True)
                 require_tables(replica)
                 if _value(replica, _PROBE) != probe:
@@ -172,25 +172,32 @@ def _snapshots(connection: Connection, urls: Sequence[str]) -> Iterator[list[tup
         yield found
 
 
-def _wait_until_replayed(replica: Connection, position: str, url: str) -> None:
-    """Wait until a server in recovery has replayed what the first server had written."""
+def _wait_until_replayed(replica: Connection, seen: str, position: str, url: str) -> None:
+    """Wait until a server in recovery sees every transaction that the first server's snapshot `seen` sees.
+
+    Positions in the log are for the message alone: on an idle server they may stand in mid-record for 15 s.
+    """
     until = time.monotonic() + REPLAY_TIMEOUT_S
-    lag = (
-        "SELECT CASE WHEN pg_is_in_recovery() THEN greatest(pg_wal_lsn_diff(%s, pg_last_wal_replay_lsn()), 0) "
-        "ELSE 0 END"
-    )
-    while behind := _value(replica, lag, position):
-        replica.rollback()
+    while _value(replica, _IS_BEHIND, seen):
         if time.monotonic() > until:
+            behind = _value(replica, "SELECT greatest(pg_wal_lsn_diff(%s, pg_last_wal_replay_lsn()), 0)", position)
             raise DatabaseError(
                 f"The replica {masked(url)} is {behind:,} bytes behind the first server and did not catch up in "
                 f"{REPLAY_TIMEOUT_S} s. Wait for it, or leave it out of PLANNER_REPLICA_URLS.",
                 url=masked(url),
             )
-        time.sleep(0.5)
+        replica.rollback()
+        time.sleep(0.1)
     replica.rollback()
 
 
+_SEEN = "SELECT pg_current_snapshot()::text"
+_IS_BEHIND = """
+SELECT pg_is_in_recovery() AND (
+    pg_snapshot_xmax(own) < pg_snapshot_xmax(seen)
+    OR EXISTS (SELECT FROM pg_snapshot_xip(own) AS running WHERE pg_visible_in_snapshot(running, seen)))
+FROM (SELECT pg_current_snapshot() AS own, %s::pg_snapshot AS seen) snapshots
+"""
 _POSITION = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
 _PROBE = f"SELECT sum({hash_sql('x')})::text FROM unnest('{{planner,h-1,é🍅}}'::text[]) x"
 

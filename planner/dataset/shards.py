@@ -26,7 +26,7 @@ import pyarrow as pa
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts import errors
-from planner.contracts.errors import DatasetError, PlannerError
+from planner.contracts.errors import DatabaseError, DatasetError, PlannerError
 from planner.dataset.database import connect, query_error
 from planner.dataset.joins import Shard
 from planner.dataset.keys import EarlierRows, KeyCounts, Window, engine_errors, load_keys, reused_rows
@@ -174,6 +174,13 @@ def snapshot_connection(url: str, snapshot: str) -> Connection:
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION SNAPSHOT %s", (snapshot,))
+    except psycopg2.errors.UndefinedObject:
+        connection.close()
+        raise DatabaseError(
+            "The snapshot that the shards share is gone: the server ended the connection that holds it, as a standby "
+            "does where replaying is in the way (max_standby_streaming_delay, hot_standby_feedback). Nothing was "
+            "published; run it again."
+        ) from None
     except psycopg2.Error as error:
         connection.close()
         raise query_error(error, "taking the shared snapshot") from None

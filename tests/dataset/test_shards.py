@@ -130,7 +130,7 @@ def test_servers_that_cannot_share_are_refused(
 
 
 def test_snapshot_that_is_gone_is_a_clear_error(crowd: str) -> None:
-    with pytest.raises(DatabaseError, match="taking the shared snapshot"):
+    with pytest.raises(DatabaseError, match="The snapshot that the shards share is gone"):
         shards.snapshot_connection(crowd, "00000003-0000001B-1")
     with contextlib.closing(psycopg2.connect(crowd)) as connection:
         assert connection.closed == 0
