@@ -79,8 +79,10 @@ def parse_request(value: object) -> Request:
     if root.get("household") is None:
         raise _error("household", None, "an object with at least an id")
     household = _object(root["household"], "household", ("id", "size", "preferences", "restrictions"))
-    pantry = _object(root.get("pantry") or {}, "pantry", ("items",))
-    limits = _object(root.get("constraints") or {}, "constraints", ("budget", "max_prep_time", "excluded_ingredients"))
+    given = {"pantry": {}, "constraints": {}, "workflow_type": "plan-first", "mode": "autopilot"}
+    given |= {name: member for name, member in root.items() if member is not None}
+    pantry = _object(given["pantry"], "pantry", ("items",))
+    limits = _object(given["constraints"], "constraints", ("budget", "max_prep_time", "excluded_ingredients"))
     previous = root.get("previous_plan")
     if previous is not None:
         problem = plan_problem(previous)
@@ -99,14 +101,17 @@ def parse_request(value: object) -> Request:
             max_prep_time=_whole(limits.get("max_prep_time"), "constraints.max_prep_time", least=None),
             excluded_ingredients=_texts(limits.get("excluded_ingredients"), "constraints.excluded_ingredients"),
         ),
-        workflow_type=_text(root.get("workflow_type") or "plan-first", "workflow_type"),
-        mode=_text(root.get("mode") or "autopilot", "mode"),
+        workflow_type=_text(given["workflow_type"], "workflow_type"),
+        mode=_text(given["mode"], "mode"),
         previous_plan=None if previous is None else Plan.from_valid(previous),
     )
 
 
 def _error(field: str, value: object, wanted: str) -> ContractError:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        shown = "a number of thousands of digits"
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return ContractError(f"Invalid request: {field} is {shown}, not {wanted}.", field=field)
 
@@ -146,7 +151,7 @@ def _whole(value: object, field: str, *, least: int | None) -> int | None:
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    low = -MAX_INT32 if least is None else least
+    low = -MAX_INT32 - 1 if least is None else least
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MAX_INT32:
         raise _error(field, value, "a whole number" if least is None else f"a whole number of at least {least}")
     return value
@@ -155,9 +160,12 @@ def _whole(value: object, field: str, *, least: int | None) -> int | None:
 def _number(value: object, field: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _error(field, value, "a finite number or null")
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number that no double holds
+        pass
+    raise _error(field, value, "a finite number or null")
 
 
 def _pantry(value: object) -> tuple[Ingredient, ...]:

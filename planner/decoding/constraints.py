@@ -28,6 +28,10 @@ UNKNOWN = -1  # prep time or cost that the catalogue does not know
 MAX_COST = 10**9  # cents a serving; more is no price, and would overflow the 64 bits of a plan's sum
 MAX_PHRASE = 8  # words of an indexed phrase; an index of all runs of a text would grow with the square of its length
 MAX_KEPT = 256  # characters of a text whose words are kept for the next time: texts come from requests
+_PLURALS = (
+    ("s", ""), ("ies", "y"), ("ies", "i"), ("ves", "f"), ("ves", "fe"),
+    *((f"{end}es", end) for end in ("s", "x", "z", "ch", "sh", "o")),
+)  # fmt: skip
 _APOSTROPHES = re.compile(r"['’`´]")
 _NO_WORD = re.compile(r"[\W_]+")
 
@@ -67,7 +71,7 @@ class ConstraintIndex:
         self._by_cost = np.argsort(self.cost_cents, kind="stable")
         self._phrases = _phrases_of((row, _described(recipe)) for row, recipe in enumerate(recipes))
         self._allergens = _phrases_of((row, r.allergens) for row, r in enumerate(recipes))
-        self._tags = _whole_texts(recipes)
+        self._tags = _rows_by_tag(recipes)
 
     def allowed(self, request: Request) -> Allowed:
         """Filter the catalogue for a request; an unknown prep time or cost never passes under a limit.
@@ -139,14 +143,16 @@ class ConstraintIndex:
 
     def _restrict(self, mask: NDArray[np.bool_], restriction: str) -> None:
         words = split_words(restriction)
-        if len(words) > 1 and stem(words[-1]) == "allergy":
+        if len(words) > 1 and words[-1] in ("allergy", "allergies"):
             for rows in _rows_of(self._allergens, _keys(words[: min(len(words) - 1, MAX_PHRASE)])):
                 mask[rows] = False
             return
         # A restriction that nobody knows, an empty one included, has no tag and so allows nothing.
         tagged = np.zeros(len(mask), dtype=bool)
-        for rows in _rows_of(self._tags, (" ".join(map(stem, words)),)):
-            tagged[rows] = True
+        for tag, rows in self._tags.get(" ".join(map(stem, words)), ()):
+            # Stems merge more than plurals do: on the safe side for what is excluded, not for what is asked for.
+            if all(not singulars(one).isdisjoint(singulars(other)) for one, other in zip(words, tag, strict=True)):
+                tagged[rows] = True
         mask &= tagged
 
 
@@ -169,6 +175,13 @@ def split_words(text: str) -> tuple[str, ...]:
 def stem(word: str) -> str:
     """One form for singular and plural: tomato(es), berry/berries, leaf/leaves, glass(es), gas(es), tofu(s)."""
     return _stem(word) if len(word) > MAX_KEPT else _kept_stem(word)
+
+
+def singulars(word: str) -> frozenset[str]:
+    """The word, and what it may be the plural of: the forms that make two words one where nothing else is merged."""
+    if len(word) < 3 or not word.endswith("s") or word.endswith("ss"):
+        return frozenset([word])
+    return frozenset([word, *(word.removesuffix(many) + one for many, one in _PLURALS if word.endswith(many))])
 
 
 def _split_words(text: str) -> tuple[str, ...]:
@@ -230,14 +243,16 @@ def _runs(text: str) -> frozenset[str]:
     return frozenset(" ".join(stems[a:b]) for a, b in spans) | frozenset(_joined(words[a:b]) for a, b in spans)
 
 
-def _whole_texts(recipes: tuple[Recipe, ...]) -> dict[str, NDArray[np.int64]]:
-    rows_of: dict[str, set[int]] = {}
+def _rows_by_tag(recipes: tuple[Recipe, ...]) -> dict[str, list[tuple[tuple[str, ...], NDArray[np.int64]]]]:
+    """By the stems of a tag its words, and the rows of the recipes that carry it; several tags may have one stem."""
+    rows_of: dict[tuple[str, ...], list[int]] = {}
     for row, recipe in enumerate(recipes):
-        for tag in recipe.tags:
-            words = split_words(tag)
-            if words:
-                rows_of.setdefault(" ".join(map(stem, words)), set()).add(row)
-    return _arrays(rows_of)
+        for words in {split_words(tag) for tag in recipe.tags} - {()}:
+            rows_of.setdefault(words, []).append(row)
+    found: dict[str, list[tuple[tuple[str, ...], NDArray[np.int64]]]] = {}
+    for words, rows in rows_of.items():
+        found.setdefault(" ".join(map(stem, words)), []).append((words, np.array(rows, dtype=np.int64)))
+    return found
 
 
 def _arrays(rows_of: dict[str, set[int]]) -> dict[str, NDArray[np.int64]]:

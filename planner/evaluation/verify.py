@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 from functools import lru_cache
 
 from planner.contracts.catalogue import Catalogue, Recipe
@@ -16,6 +16,7 @@ from planner.contracts.plan import Meal, Plan
 from planner.contracts.request import Request
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+MONEY = Context(prec=400, rounding=ROUND_HALF_UP)  # every double times a plan's servings, to the cent
 ES_ENDINGS = ("s", "x", "z", "ch", "sh", "o")  # take `es` in the plural: glasses, boxes, radishes, tomatoes
 
 
@@ -120,7 +121,7 @@ def _over_budget(meals: Iterable[tuple[Meal, Recipe]], budget: float | None) -> 
         if cost is None:
             yield f"{recipe.title!r} has no known cost, but the budget is {limit}."
         elif isinstance(meal.servings, int):
-            total += cost * meal.servings
+            total = MONEY.add(total, MONEY.multiply(cost, Decimal(meal.servings)))
     if total > limit:
         yield f"The plan costs {total}, but the budget is {limit}."
 
@@ -128,7 +129,7 @@ def _over_budget(meals: Iterable[tuple[Meal, Recipe]], budget: float | None) -> 
 def _money(amount: float | None) -> Decimal | None:
     """An amount with two decimals, half a cent up; None when it is unknown or no finite number."""
     value = Decimal("NaN") if amount is None else Decimal(str(amount))
-    return value.quantize(Decimal("0.01"), rounding=ROUND_HALF_UP) if value.is_finite() else None
+    return MONEY.quantize(value, Decimal("0.01")) if value.is_finite() else None
 
 
 @lru_cache(maxsize=65536)
@@ -153,7 +154,7 @@ def _readings(word: str) -> frozenset[str]:
     if len(word) > 2 and word.endswith("s") and not word.endswith("ss"):
         found.add(word[:-1])
         if word.endswith("ies"):
-            found.add(word[:-3] + "y")
+            found |= {word[:-3] + "y", word[:-2]}
         if word.endswith("ves"):
             found |= {word[:-3] + "f", word[:-3] + "fe"}
         if word.endswith("es") and word[:-2].endswith(ES_ENDINGS):

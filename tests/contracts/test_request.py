@@ -30,6 +30,7 @@ def test_request_survives_the_round_trip() -> None:
 def test_absent_and_null_members_take_the_defaults() -> None:
     nulls = {"household": {"id": "h", "preferences": None}, "pantry": None, "constraints": None, "mode": None}
     assert parse_request(nulls) == parse_request({"household": {"id": "h"}})
+    assert parse_request({"household": {"id": "h"}, "workflow_type": ""}).workflow_type == ""
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,11 @@ def test_absent_and_null_members_take_the_defaults() -> None:
         ("constraints.excluded_ingredients", [None], "constraints.excluded_ingredients[0]"),
         ("constraints.nuts", True, "nuts"),
         ("surprise", 1, "surprise"),
+        *((name, empty, name) for name in ("pantry", "constraints") for empty in (False, 0, "", [])),
+        *((name, empty, name) for name in ("workflow_type", "mode") for empty in (False, 0, [])),
+        ("constraints.budget", 10**400, "constraints.budget"),
+        pytest.param("constraints.max_prep_time", 10**5000, "constraints.max_prep_time", id="digits"),
+        ("pantry.items", [{"name": "rice", "quantity": -(10**400)}], "pantry.items[0].quantity"),
         ("previous_plan", {"meals": []}, "previous_plan"),
         ("previous_plan", {"meals": [{"day": "Monday", "recipe_id": "r", "servings": 1}]}, "previous_plan"),
     ],

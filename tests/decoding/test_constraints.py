@@ -90,6 +90,15 @@ def test_other_restriction_needs_the_whole_tag(text):
     assert not allowed(recipe("r", tags=()), asked)
 
 
+@pytest.mark.parametrize(
+    ("restriction", "tag"),
+    [("vegane", "vegan"), ("chilli", "chilly"), ("nut-allergie", "x"), ("nut-allergys", "x"), ("gase", "gas")],
+)
+def test_restriction_that_is_merely_like_a_tag_is_not_the_tag(restriction, tag):
+    assert not allowed(recipe("r", tags=(tag,)), request(restrictions=(restriction,)))
+    assert not allowed(recipe("r", tags=(restriction,)), request(restrictions=(tag,)))
+
+
 @pytest.mark.parametrize("text", ["moonlight-only", "allergy", "", "?"])
 def test_restriction_that_nobody_knows_allows_nothing(text):
     asked = request(restrictions=(text,))
