@@ -22,9 +22,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from filelock import FileLock
+from s3transfer.exceptions import RetriesExceededError
 
 from planner.contracts.errors import DatasetError
 from planner.contracts.example import DatasetVersion
@@ -89,10 +91,10 @@ def get(client: Any, bucket: str, key: str) -> bytes | None:
 
 @contextlib.contextmanager
 def one_line(make: Callable[[str], Exception]) -> Iterator[None]:
-    """Raise `make(detail)` in place of what botocore says; its messages hold no credentials."""
+    """Raise `make(detail)` in place of what botocore and boto3 say; their messages hold no credentials."""
     try:
         yield
-    except (ClientError, BotoCoreError) as error:
+    except (ClientError, BotoCoreError, Boto3Error, RetriesExceededError) as error:
         raise make(" ".join(str(error).split())[:300]) from None
 
 
@@ -136,7 +138,7 @@ def fetch_version(uri: str, cache: Path, *, verify: Callable[..., DatasetVersion
     """
     from planner.dataset.versions import parse_manifest
 
-    with _errors(uri):
+    with _errors(uri), _cache_errors(cache):
         client = new_client()
         content = _require_manifest(client, uri)
         manifest = parse_manifest(content, uri)
@@ -154,6 +156,18 @@ def fetch_version(uri: str, cache: Path, *, verify: Callable[..., DatasetVersion
             finally:
                 shutil.rmtree(part, ignore_errors=True)
             return verify(folder, uri=uri)
+
+
+@contextlib.contextmanager
+def _cache_errors(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            f"Versions on S3 are kept in {cache}, which cannot be written: {error.strerror or error}. Free some space "
+            "or allow writing there.",
+            folder=cache,
+        ) from None
 
 
 def download_version(uri: str, folder: Path) -> None:

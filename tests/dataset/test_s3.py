@@ -17,6 +17,7 @@ from planner.dataset.__main__ import main
 from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.versions import open_version
 from tests.dataset import small
+from tests.dataset.bad_network import BadNetwork
 
 ROOT = "s3://bucket/sets"
 URI = f"{ROOT}/planner/v1"
@@ -206,3 +207,33 @@ def test_store_that_refuses_or_is_away_is_a_clear_error(
     with pytest.raises(DatasetError, match="The store refused") as caught:
         open_version(URI, cache=tmp_path)
     assert "secret-value" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_store_that_throttles_is_tried_again_and_one_that_cuts_off_is_a_clear_error(
+    store: Any, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoint = store.meta.endpoint_url
+    with BadNetwork(endpoint, throttled=1) as network:
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", network.url)
+        report = build(filled, tmp_path / "a")
+        assert open_version(URI, cache=tmp_path / "b").digest == report.version.digest
+        assert network.num_throttled > len(versions.FILES)
+    with BadNetwork(endpoint, cut_off=lambda path: path.endswith("training.parquet")) as network:
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", network.url)
+        with pytest.raises(DatasetError, match=f"The store refused {URI}"):
+            open_version(URI, cache=tmp_path / "c")
+        assert network.num_cut_off and not [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
+        assert main(["verify", URI]) == 1
+        assert "The store refused" in capsys.readouterr().err
+    with BadNetwork(endpoint, cut_off=lambda path: path.endswith("manifest.json")) as network:
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", network.url)
+        with pytest.raises(DatasetError, match="The store refused"):
+            open_version(URI, cache=tmp_path / "c")
+
+
+def test_cache_that_cannot_be_written_is_a_clear_error(store: Any, filled: str, tmp_path: Path) -> None:
+    build(filled, tmp_path / "cache")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DatasetError, match="which cannot be written: File exists"):
+        open_version(URI, cache=tmp_path / "file")
