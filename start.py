@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 import venv
 from pathlib import Path
 
@@ -38,6 +37,8 @@ def set_up(extra: str | None = None) -> None:
     if not (BINARIES / "python").exists() and not (BINARIES / "python.exe").exists():
         shutil.rmtree(ENVIRONMENT, ignore_errors=True)
         venv.create(ENVIRONMENT, with_pip=True, symlinks=os.name != "nt")
+    import tomllib  # Python 3.11 has it; an older one must live to read the message of `main`
+
     with (PROJECT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     pins = project["dependencies"] if extra is None else project["optional-dependencies"][extra]

@@ -88,7 +88,7 @@ class Catalogue:
             if recipe.id in by_id:
                 raise CatalogueError(f"Recipe id {recipe.id!r} stands twice in the catalogue.", id=recipe.id)
             by_id[recipe.id] = recipe
-            title = normal_title(recipe.title)
+            title = normal_title(recipe.title or "")  # a site's view may hold nulls
             if not title:
                 raise CatalogueError(f"Recipe {recipe.id!r} has no title. Give it one in `recipes`.", id=recipe.id)
             other = by_title.setdefault(title, recipe)

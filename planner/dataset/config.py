@@ -25,6 +25,7 @@ CHECKS = (
     "schema",
 )
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+LATEST = "latest"  # in place of a name: the newest version
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -76,13 +77,15 @@ class DatasetConfig(BaseModel):
                 "a version's name is made of a-z, 0-9, '_', '.', '-', starts with a letter or digit and has at most "
                 "64 characters"
             )
+        if value == LATEST:
+            raise ValueError(f"{LATEST!r} stands for the newest version, so none can have that name")
         return value
 
     @field_validator("reuse")
     @classmethod
     def _earlier_name(cls, value: str | None) -> str | None:
         if value and not NAME.fullmatch(value):
-            raise ValueError("the name of a version, or latest")
+            raise ValueError(f"the name of a version, or {LATEST}")
         return value or None
 
     @field_validator("datasets")

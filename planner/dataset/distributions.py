@@ -103,11 +103,11 @@ def _tightness(engine: duckdb.DuckDBPyConnection) -> list[Distribution]:
             FROM training),
         plans AS (
             SELECT any_value(budget) AS budget, any_value(minutes) AS minutes,
-                   sum(round(recipes.cost_per_serving * 100) * meal.servings) AS cost,
+                   sum({_cents("recipes.cost_per_serving")} * meal.servings) AS cost,
                    bool_or(recipes.cost_per_serving IS NULL) AS no_cost,
                    max(recipes.prep_time) AS longest, bool_or(recipes.prep_time IS NULL) AS no_time
             FROM meals LEFT JOIN recipes ON recipes.id = meals.meal.recipe_id GROUP BY meals.id)
-        SELECT {_use("round(budget * 100)", "cost", "no_cost")} AS budget, {_use("minutes", "longest", "no_time")} AS
+        SELECT {_use(_cents("budget"), "cost", "no_cost")} AS budget, {_use("minutes", "longest", "no_time")} AS
                minutes, count(*) AS n FROM plans GROUP BY 1, 2
         """
     )
@@ -116,6 +116,12 @@ def _tightness(engine: duckdb.DuckDBPyConnection) -> list[Distribution]:
         counts = dict(engine.execute(f"SELECT {name}, sum(n)::BIGINT FROM used GROUP BY 1").fetchall())
         found.append(Distribution(f"{name} used", "rows", {bin_: counts.get(bin_, 0) for bin_ in _TIGHTNESS}))
     return found
+
+
+def _cents(amount: str) -> str:
+    """A double as whole cents by its shortest decimal text, half a cent up; beyond what a decimal holds, as it is."""
+    exact = f"round(TRY_CAST({amount}::VARCHAR AS DECIMAL(38, 12)), 2) * 100"
+    return f"coalesce(({exact})::DOUBLE, round({amount} * 100))"
 
 
 def _use(limit: str, used: str, unknown: str) -> str:

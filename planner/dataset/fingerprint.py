@@ -31,8 +31,8 @@ def database_fingerprint(url: str, config: DatasetConfig) -> str:
     parts = []
     with contextlib.closing(connect(url, read_only=True)) as connection:
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-        require_tables(connection)
         try:
+            require_tables(connection)
             parts.append(_value(connection, "SELECT system_identifier FROM pg_control_system()", guard=True))
             parts.append(_value(connection, "SELECT oid FROM pg_database WHERE datname = current_database()"))
             parts += [f"{table} {_table(connection, table, config)}" for table in TABLES]

@@ -41,7 +41,7 @@ def list_versions(root: str) -> list[Listed]:
         return _s3_versions(f"{root}/planner")
     folder = Path(root) / "planner"
     try:
-        entries = sorted(path for path in folder.iterdir() if path.suffix != ".lock")
+        entries = sorted(path for path in folder.iterdir() if not path.match(".*.lock"))
     except OSError as error:
         raise _nothing_at(str(folder), f" ({error.strerror})") from None
     return [_local_version(path) for path in entries]

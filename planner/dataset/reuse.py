@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from planner.contracts.errors import DatasetError
 from planner.contracts.example import DatasetVersion
 from planner.dataset import s3, versions
-from planner.dataset.config import DatasetConfig
+from planner.dataset.config import LATEST, DatasetConfig
 from planner.dataset.keys import EarlierRows, KeyCounts
 from planner.dataset.listing import list_versions
 from planner.dataset.sources import SourceState, freshness
@@ -94,7 +94,7 @@ def reuse_of(earlier: Earlier | None, counts: KeyCounts, told: str) -> Reuse:
 
 
 def _names(config: DatasetConfig) -> Iterator[str]:
-    if config.reuse != "latest":
+    if config.reuse != LATEST:
         yield str(config.reuse)
         return
     try:

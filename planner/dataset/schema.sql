@@ -46,9 +46,6 @@ CREATE TABLE IF NOT EXISTS exp.events (
     "timestamp" timestamptz NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX IF NOT EXISTS events_event_type ON exp.events (event_type);
-CREATE INDEX IF NOT EXISTS events_unit ON exp.events (unit_type, unit_id);
-CREATE INDEX IF NOT EXISTS events_timestamp ON exp.events ("timestamp");
 
 CREATE TABLE IF NOT EXISTS exp.metric_aggregates (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -117,7 +114,19 @@ CREATE TABLE IF NOT EXISTS public.pantry_snapshots (
     snapshot_time timestamptz NOT NULL,
     items jsonb
 );
-CREATE INDEX IF NOT EXISTS pantry_snapshots_household_time ON public.pantry_snapshots (household_id, snapshot_time);
+
+-- A site's own view of that name has no indexes.
+DO $$ BEGIN
+    IF (SELECT relkind FROM pg_class WHERE oid = 'exp.events'::regclass) IN ('r', 'p') THEN
+        CREATE INDEX IF NOT EXISTS events_event_type ON exp.events (event_type);
+        CREATE INDEX IF NOT EXISTS events_unit ON exp.events (unit_type, unit_id);
+        CREATE INDEX IF NOT EXISTS events_timestamp ON exp.events ("timestamp");
+    END IF;
+    IF (SELECT relkind FROM pg_class WHERE oid = 'public.pantry_snapshots'::regclass) IN ('r', 'p') THEN
+        CREATE INDEX IF NOT EXISTS pantry_snapshots_household_time
+            ON public.pantry_snapshots (household_id, snapshot_time);
+    END IF;
+END $$;
 
 CREATE TABLE IF NOT EXISTS public.household_constraints (
     household_id text NOT NULL,

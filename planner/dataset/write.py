@@ -17,6 +17,7 @@ from psycopg2.extensions import connection as Connection
 
 from planner.contracts import schema
 from planner.contracts.catalogue import Catalogue, Recipe
+from planner.contracts.errors import CatalogueError
 from planner.dataset import arrays, values
 from planner.dataset.database import query_error
 from planner.dataset.values import Notes
@@ -99,7 +100,7 @@ def read_recipes(connection: Connection) -> tuple[pa.Table, Catalogue, Notes]:
     """The table `recipes` in id order, typed, with a count of what did not fit.
 
     Raises:
-        CatalogueError: two recipes share an id or a title, or one has no title.
+        CatalogueError: two recipes share an id or a title, or one has none.
         DatabaseError: the server refused or went away.
     """
     notes: Notes = Counter()
@@ -159,6 +160,8 @@ def _describe(field: pa.Field, path: str) -> dict[str, Any]:
 
 def _recipe_row(row: tuple[Any, ...], notes: Notes) -> tuple[Any, ...]:
     id_, title, ingredients, minutes, cost, tags, allergens, active = row
+    if id_ is None:  # a site's view may hold nulls
+        raise CatalogueError(f"The recipe {title!r} has no id. Give it one in `recipes`.", title=title)
     return (
         id_,
         title,

@@ -197,6 +197,15 @@ def test_tightness_is_the_share_of_the_limit_that_the_plan_uses(filled: str, tmp
     assert found["dish"].share("Dish 'r0'") == 0.25 and found["dish"].share("none") == 0
 
 
+def test_money_of_the_card_is_rounded_as_the_gate_rounds_it(filled: str, tmp_path: Path) -> None:
+    small.run(filled, "UPDATE recipes SET cost_per_serving = 1.005 WHERE id = 'r0'")  # 1.01, and 2.02 for two
+    small.run(filled, "INSERT INTO household_constraints VALUES ('home-1', '-infinity', 2.01, 60, NULL)")
+    small.run(filled, "INSERT INTO household_constraints VALUES ('home-2', '-infinity', 1e300, 60, NULL)")
+    version = build_dataset(filled, small.config(tmp_path)).version
+    found = distributions_of(version.training_path, version.recipes_path)["budget used"].counts
+    assert found["over the limit"] == 1 and found["up to 50 %"] == 1
+
+
 def test_other_recipes_with_the_same_rows_are_warned_of(filled: str, tmp_path: Path) -> None:
     build_dataset(filled, small.config(tmp_path))
     assert build_dataset(filled, small.config(tmp_path)).warnings == ()

@@ -17,6 +17,7 @@ from planner.dataset.build import build_dataset
 from planner.dataset.config import DatasetConfig
 from planner.dataset.database import TABLES, connect, create_schema, masked, require_tables, unindexed_tables
 from planner.dataset.fingerprint import database_fingerprint
+from tests.databases import run_statement
 from tests.dataset import small
 
 SECRET = "s3cret/word"
@@ -129,6 +130,69 @@ def test_duplicate_titles_are_refused(database_url: str, tmp_path: Path) -> None
     assert list((tmp_path / "planner").glob("[!.]*")) == []
 
 
+@pytest.mark.parametrize(("nameless", "told"), [("'x', NULL", "'x' has no title"), ("NULL, 'Soup'", "has no id")])
+def test_recipe_of_a_view_without_id_or_title_is_named(
+    database_url: str, tmp_path: Path, nameless: str, told: str
+) -> None:
+    small.fill(database_url)
+    small.run(
+        database_url,
+        "ALTER TABLE recipes RENAME TO site; CREATE VIEW recipes AS SELECT * FROM site UNION ALL "
+        f"SELECT {nameless}, NULL, NULL, NULL, NULL, NULL, true",
+    )
+    with pytest.raises(CatalogueError, match=told):
+        build_dataset(database_url, small.config(tmp_path))
+
+
+def test_schema_is_created_around_a_sites_views(database_url: str, tmp_path: Path) -> None:
+    small.fill(database_url)
+    digest = build_dataset(database_url, small.config(tmp_path / "tables")).version.digest
+    small.run(
+        database_url,
+        "ALTER TABLE exp.events RENAME TO log; CREATE VIEW exp.events AS SELECT * FROM exp.log; ALTER TABLE "
+        "pantry_snapshots RENAME TO snaps; CREATE VIEW pantry_snapshots AS SELECT * FROM snaps",
+    )
+    with contextlib.closing(connect(database_url)) as connection:
+        create_schema(connection)
+    assert build_dataset(database_url, small.config(tmp_path / "views")).version.digest == digest
+
+
+def test_payloads_of_ten_megabytes_change_no_byte(database_url: str, tmp_path: Path) -> None:
+    small.fill(database_url)
+    digest = build_dataset(database_url, small.config(tmp_path / "a")).version.digest
+    many = "jsonb_build_object('log', repeat('x', 10000000), 'deep', jsonb_build_array(jsonb_build_object('a', 1)))"
+    small.run(
+        database_url,
+        f"UPDATE exp.events SET payload = payload || {many}, context = context || {many} WHERE unit_id = 'home-3'",
+    )
+    assert build_dataset(database_url, small.config(tmp_path / "b")).version.digest == digest
+
+
+def test_connection_that_is_cut_in_mid_copy_publishes_nothing(database_url: str, tmp_path: Path) -> None:
+    small.fill(database_url)
+    items = "jsonb_build_array(jsonb_build_object('name', repeat('x', 1000000)))"
+    small.run(
+        database_url,
+        f"INSERT INTO pantry_snapshots SELECT n, 'home-' || n % 12, '2025-01-04'::timestamptz + n * interval '1 hour', "
+        f"{items} FROM generate_series(1, 80) n",
+    )
+    cut: list[str] = []
+
+    def progress(_: int, __: int | None, what: str) -> None:
+        if what == "read the pantries" and not cut:
+            cut.append(what)
+            run_statement(
+                database_url,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> "
+                "pg_backend_pid() AND query LIKE 'COPY%'",
+            )
+
+    with pytest.raises(DatabaseError, match="The database went away while reading the pantries"):
+        build_dataset(database_url, small.config(tmp_path), progress=progress)
+    assert cut and list((tmp_path / "planner").glob("[!.]*")) == []
+    assert build_dataset(database_url, small.config(tmp_path)).num_rows == small.ROWS
+
+
 @pytest.mark.parametrize("table", list(TABLES))
 def test_fingerprint_follows_every_table(database_url: str, table: str) -> None:
     small.fill(database_url)
@@ -169,6 +233,7 @@ def test_fingerprint_leaves_out_what_the_build_cannot_see(database_url: str) -> 
         ({"date": "v1\n"}, "name"),
         ({"date": "A"}, "name"),
         ({"date": "x" * 65}, "name"),
+        ({"date": "latest"}, "stands for the newest"),
         ({"datasets": ""}, "at least 1"),
         ({"datasets": "s3://"}, "s3://bucket"),
         ({"datasets": "http://x"}, "s3://bucket"),
@@ -200,6 +265,8 @@ def test_statement_timeout_is_named_and_publishes_nothing(database_url: str, tmp
         "ALTER TABLE households RENAME TO site; "
         "CREATE VIEW households AS SELECT site.* FROM site, (SELECT pg_sleep(20)) AS slow",
     )
+    with pytest.raises(DatabaseError, match="statement_timeout ended fingerprinting the tables"):
+        database_fingerprint(f"{database_url}&options=-c%20statement_timeout%3D300", small.config(tmp_path))
     with pytest.raises(DatabaseError, match="statement_timeout ended copying the keys"):
         build_dataset(f"{database_url}&options=-c%20statement_timeout%3D300", small.config(tmp_path))
     assert list((tmp_path / "planner").glob("[!.]*")) == []

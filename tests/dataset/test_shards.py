@@ -22,7 +22,7 @@ from planner.dataset.config import DatasetConfig
 from planner.dataset.database import connect
 from planner.dataset.merge import RowsDifferError, merged
 from planner.dataset.write import ROW_SCHEMA
-from tests.databases import of_database, run_statement
+from tests.databases import of_database, run_statement, value_of
 from tests.dataset import small, traps
 from tests.spark import needs_spark
 
@@ -91,6 +91,12 @@ def test_shards_take_rows_from_an_earlier_version_too(crowd: str, tmp_path: Path
     many = build(crowd, tmp_path, "many", reuse="first", shards=3, processes=2)
     assert files(one)[:2] == files(many)[:2] == files(full)[:2]
     assert many.reuse == one.reuse and many.reuse.num_rows > 20
+
+
+def test_server_that_ends_idle_transactions_ends_no_build(crowd: str, tmp_path: Path) -> None:
+    name = value_of(crowd, "SELECT current_database()")
+    run_statement(crowd, f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '30ms'")
+    assert build(crowd, tmp_path, "v1", shards=2).num_rows > small.ROWS
 
 
 def test_failing_shard_stops_the_build_with_its_own_message(crowd: str, tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from planner.contracts.errors import DatasetCheckError, DatasetError
 from planner.dataset import publish, versions
-from planner.dataset.build import build_dataset
+from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.read import iter_examples, read_catalogue
 from planner.dataset.versions import open_version
 from tests.dataset import small
@@ -123,6 +125,39 @@ def test_a_living_builder_keeps_its_folder(filled: str, tmp_path: Path) -> None:
         assert (living / "training.parquet").read_bytes() == b"half"
         assert not publish.publish_folder(living, report.version.training_path.parent)
     assert hidden(tmp_path) == [] and open_version(report.version.uri) == report.version
+
+
+@pytest.mark.parametrize("other_rows", [False, True])
+def test_of_two_builders_at_once_one_wins(filled: str, tmp_path: Path, other_rows: bool) -> None:
+    gate = threading.Barrier(2, timeout=60)
+    statement = "DELETE FROM exp.events WHERE unit_id = 'home-3'"
+
+    def build(number: int) -> BuildReport | DatasetError:
+        def at_boundary(name: str) -> None:
+            if name == versions.TRAINING and number == 0:
+                gate.wait()  # its rows are read, the other one's are not
+            if name == versions.MANIFEST:
+                gate.wait()
+
+        if number:
+            gate.wait()
+            if other_rows:
+                small.run(filled, statement)
+        try:
+            return build_dataset(filled, small.config(tmp_path), at_boundary=at_boundary)
+        except DatasetError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(build, range(2)))
+    reports = [end for end in ended if isinstance(end, BuildReport)]
+    errors = [str(end) for end in ended if isinstance(end, DatasetError)]
+    winner = open_version(str(tmp_path / "planner" / "v1"))
+    assert {report.version.digest for report in reports} == {winner.digest} and hidden(tmp_path) == []
+    if other_rows:
+        assert len(reports) == 1 and "exists at" in errors[0] and "with other rows" in errors[0]
+    else:
+        assert sorted(report.unchanged for report in reports) == [False, True] and not errors
 
 
 def test_failing_check_publishes_nothing_unless_it_is_a_warning(filled: str, tmp_path: Path) -> None:
