@@ -77,3 +77,12 @@ class PromotionError(PlannerError):
 
 class TrackingError(PlannerError):
     """The MLflow store or registry cannot be reached or used."""
+
+
+def shown(value: object) -> str:
+    """A value for a message: its text, cut to 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."

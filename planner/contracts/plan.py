@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from planner.contracts.errors import ContractError
+from planner.contracts.errors import ContractError, shown
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 DAY_INDEX = {day: index for index, day in enumerate(WEEKDAYS)}
@@ -35,7 +35,7 @@ class Plan:
     @classmethod
     def from_valid(cls, value: Mapping[str, Any]) -> Plan:
         """Type a plan object that `plan_problem` has found nothing wrong with."""
-        return cls(tuple(Meal(m["day"], m["recipe_id"], m["servings"]) for m in value["meals"]))
+        return cls(tuple(Meal(m["day"], m["recipe_id"], int(m["servings"])) for m in value["meals"]))
 
     @property
     def recipe_ids(self) -> frozenset[str]:
@@ -80,6 +80,8 @@ class Edit:
 def plan_problem(value: object, known_recipes: Collection[str] | None = None) -> str | None:
     """Say why `value` is not a plan of the contract, naming the field, or None if it is one.
 
+    JSON has one kind of number, so servings of 2.0 are 2.
+
     Args:
         value: a decoded JSON value.
         known_recipes: ids that a meal may name; None skips that check.
@@ -96,17 +98,21 @@ def plan_problem(value: object, known_recipes: Collection[str] | None = None) ->
             return f"{where} is not an object"
         day, recipe_id, servings = meal.get("day"), meal.get("recipe_id"), meal.get("servings")
         if not isinstance(day, str) or day not in DAY_INDEX:
-            return f"{where}.day is {day!r}, not a lower-case English weekday"
+            return f"{where}.day is {shown(day)}, not a lower-case English weekday"
         if day in seen:
             return f"{where}.day is {day!r} a second time"
         seen.add(day)
-        if isinstance(servings, bool) or not isinstance(servings, int) or not 1 <= servings <= MAX_INT32:
-            return f"{where}.servings is {servings!r}, not a whole number of at least 1"
+        if not _is_whole(servings) or not 1 <= servings <= MAX_INT32:
+            return f"{where}.servings is {shown(servings)}, not a whole number of at least 1"
         if not isinstance(recipe_id, str):
-            return f"{where}.recipe_id is {recipe_id!r}, not a text"
+            return f"{where}.recipe_id is {shown(recipe_id)}, not a text"
         if known_recipes is not None and recipe_id not in known_recipes:
-            return f"{where}.recipe_id is {recipe_id!r}, which is not in the catalogue"
+            return f"{where}.recipe_id is {shown(recipe_id)}, which is not in the catalogue"
     return None
+
+
+def _is_whole(value: object) -> TypeGuard[int | float]:
+    return not isinstance(value, bool) and (isinstance(value, int) or isinstance(value, float) and value.is_integer())
 
 
 def parse_plan(value: object, known_recipes: Collection[str] | None = None) -> Plan:

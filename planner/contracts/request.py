@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.contracts.catalogue import Ingredient
-from planner.contracts.errors import ContractError
+from planner.contracts.errors import ContractError, shown
 from planner.contracts.plan import MAX_INT32, Plan, plan_problem
 
 WORKFLOW_TYPES = ("plan-first", "meal-first", "pantry-first")
@@ -108,12 +108,7 @@ def parse_request(value: object) -> Request:
 
 
 def _error(field: str, value: object, wanted: str) -> ContractError:
-    try:
-        shown = repr(value)
-    except ValueError:  # a whole number of more than 4,300 digits
-        shown = "a number of thousands of digits"
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return ContractError(f"Invalid request: {field} is {shown}, not {wanted}.", field=field)
+    return ContractError(f"Invalid request: {field} is {shown(value)}, not {wanted}.", field=field)
 
 
 def _object(value: object, field: str, known: tuple[str, ...]) -> Mapping[str, Any]:

@@ -90,7 +90,9 @@ def build_dataset(
             cache=cache,
         )
         version, unchanged = _publish(folder, uri, content.manifest, at_boundary, cache)
-        warnings = (*content.warnings, *(_catalogue_warnings(folder, version) if unchanged else ()))
+        warnings = content.warnings
+        if unchanged:
+            warnings += (*_parameter_warnings(content.manifest, version), *_catalogue_warnings(folder, version))
     return BuildReport(
         version=version,
         num_rows=content.profile.num_rows,
@@ -155,12 +157,14 @@ def _publish(
 
 def _same_as_existing(uri: str, manifest: Mapping[str, Any], cache: Path) -> DatasetVersion:
     existing = versions.open_version(uri, cache=cache)
+    if existing.name != manifest["version"]:
+        raise DatasetError(
+            f"{uri} holds the version {existing.name} under another name, so {manifest['version']} cannot be built "
+            "there. Rename or remove it, or give the new one another name (build_dataset.date).",
+            uri=uri,
+        )
     if existing.digest != manifest["digest"]:
-        changed = [
-            f"{name} {existing.manifest['parameters'].get(name)} then, {value} now"
-            for name, value in manifest["parameters"].items()
-            if existing.manifest["parameters"].get(name) != value
-        ]
+        changed = _changed_parameters(manifest, existing)
         raise DatasetError(
             f"The dataset {existing.name} exists at {uri} with other rows: {existing.num_rows:,} rows and digest "
             f"{existing.digest} then, {manifest['rows']:,} rows and digest {manifest['digest']} now"
@@ -171,6 +175,23 @@ def _same_as_existing(uri: str, manifest: Mapping[str, Any], cache: Path) -> Dat
             rows_now=manifest["rows"],
         )
     return existing
+
+
+def _parameter_warnings(manifest: Mapping[str, Any], existing: DatasetVersion) -> tuple[str, ...]:
+    """Whether other parameters were asked for that happen to give the same rows: the version keeps its own."""
+    changed = _changed_parameters(manifest, existing)
+    if not changed:
+        return ()
+    return (f"Version {existing.name} has the same rows and keeps the parameters of its build: {'; '.join(changed)}.",)
+
+
+def _changed_parameters(manifest: Mapping[str, Any], existing: DatasetVersion) -> list[str]:
+    then = existing.manifest["parameters"]
+    return [
+        f"{name} {then.get(name)} then, {value} now"
+        for name, value in manifest["parameters"].items()
+        if then.get(name) != value
+    ]
 
 
 def _catalogue_warnings(folder: Path, existing: DatasetVersion) -> tuple[str, ...]:

@@ -42,17 +42,11 @@ def decode(text: str | None) -> Any:
 
 
 def plan_meals(text: str | None, known_recipes: Collection[str] | None = None) -> Meals | None:
-    """The meals of a logged plan in the order given, or None where it breaks the contract; `text` is its `meals`.
-
-    Numbers count by value: servings of `2.0` are 2, because jsonb turns `2e0` into `2` but keeps `2.0`.
-    """
+    """The meals of a logged plan in the order given, or None where it breaks the contract; `text` is its `meals`."""
     value = decode(text)
-    if not isinstance(value, list):
+    if plan_problem({"meals": value}, known_recipes) is not None:
         return None
-    meals = [{**meal, "servings": _whole(meal.get("servings"))} if isinstance(meal, dict) else meal for meal in value]
-    if plan_problem({"meals": meals}, known_recipes) is not None:
-        return None
-    return tuple((meal["day"], meal["recipe_id"], meal["servings"]) for meal in meals)
+    return tuple((meal["day"], meal["recipe_id"], int(meal["servings"])) for meal in value)
 
 
 def edit_servings(text: str | None) -> int | None:

@@ -27,6 +27,13 @@ def test_request_survives_the_round_trip() -> None:
     assert request.to_dict() == VALID
 
 
+def test_whole_numbers_may_come_as_decimals() -> None:
+    request = copy.deepcopy(VALID)
+    request["previous_plan"]["meals"][0]["servings"] = 2.0
+    servings = parse_request(request).previous_plan.meals[0].servings  # type: ignore[union-attr]
+    assert type(servings) is int and servings == 2
+
+
 def test_absent_and_null_members_take_the_defaults() -> None:
     nulls = {"household": {"id": "h", "preferences": None}, "pantry": None, "constraints": None, "mode": None}
     assert parse_request(nulls) == parse_request({"household": {"id": "h"}})
@@ -57,6 +64,12 @@ def test_absent_and_null_members_take_the_defaults() -> None:
         pytest.param("constraints.max_prep_time", 10**5000, "constraints.max_prep_time", id="digits"),
         ("pantry.items", [{"name": "rice", "quantity": -(10**400)}], "pantry.items[0].quantity"),
         ("previous_plan", {"meals": []}, "previous_plan"),
+        pytest.param(
+            "previous_plan",
+            {"meals": [{"day": "monday", "recipe_id": "r", "servings": 10**5000}]},
+            "previous_plan",
+            id="many digits",
+        ),
         ("previous_plan", {"meals": [{"day": "Monday", "recipe_id": "r", "servings": 1}]}, "previous_plan"),
     ],
 )

@@ -127,6 +127,16 @@ def test_a_living_builder_keeps_its_folder(filled: str, tmp_path: Path) -> None:
     assert hidden(tmp_path) == [] and open_version(report.version.uri) == report.version
 
 
+def test_version_that_another_request_gives_too_keeps_its_parameters_and_its_name(filled: str, tmp_path: Path) -> None:
+    first = build_dataset(filled, small.config(tmp_path))
+    again = build_dataset(filled, small.config(tmp_path, min_rows=3))
+    assert again.unchanged and "keeps the parameters of its build: min_rows 1 then, 3 now" in again.warnings[0]
+    assert again.version.manifest == first.version.manifest
+    (tmp_path / "planner" / "v1").rename(tmp_path / "planner" / "copy")
+    with pytest.raises(DatasetError, match="holds the version v1 under another name"):
+        build_dataset(filled, small.config(tmp_path, date="copy"))
+
+
 @pytest.mark.parametrize("other_rows", [False, True])
 def test_of_two_builders_at_once_one_wins(filled: str, tmp_path: Path, other_rows: bool) -> None:
     gate = threading.Barrier(2, timeout=60)
