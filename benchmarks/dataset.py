@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--folder", type=Path, help="keeps the database between calls")
+    parser.add_argument("--server", help="URL of another server's empty database, by a socket of this machine")
     parser.add_argument("--feast", help="a Python that has feast[postgres] installed")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
@@ -69,11 +70,13 @@ def main() -> None:
         print(json.dumps(_measured(METHODS[options.one], options.url)))
         return
     with contextlib.ExitStack() as stack:
-        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="planner-bench-")))
-        folder.mkdir(exist_ok=True, parents=True)
-        folder.chmod(0o755)
-        url = stack.enter_context(embedded_postgres(folder, fsync=False))
-        _generate(url, options.plans)
+        url = options.server
+        if url is None:
+            folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="planner-bench-")))
+            folder.mkdir(exist_ok=True, parents=True)
+            folder.chmod(0o755)
+            url = stack.enter_context(embedded_postgres(folder, fsync=False))
+        _generate(url, options.plans, may_empty=options.server is None)
         print(f"{'method':<8}{'wall s':>8}{'client CPU s':>14}{'server CPU s':>14}{'peak MB':>9}  rows")
         for _ in range(options.rounds):
             for name in options.methods:
@@ -141,13 +144,15 @@ def _socket_folder(url: str) -> str:
 # The generator: fixed seed, so every call gives the same database.
 
 
-def _generate(url: str, plans: int) -> None:
+def _generate(url: str, plans: int, *, may_empty: bool) -> None:
     with contextlib.closing(connect(url)) as connection, connection.cursor() as cursor:
         create_schema(connection)
         cursor.execute("SELECT count(*) FROM exp.events WHERE event_type = 'plan_accepted'")
-        row = cursor.fetchone()
-        if row is not None and row[0] == plans:
+        (there,) = cursor.fetchone() or (0,)
+        if there == plans:
             return
+        if there and not may_empty:
+            raise SystemExit(f"The database holds {there:,} accepted plans already: name an empty one.")
         cursor.execute("TRUNCATE exp.events, households, pantry_snapshots, household_constraints, recipes")
         rng, homes = random.Random(plans), max(1, plans // 6)
         for table, lines in (
