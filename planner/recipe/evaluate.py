@@ -30,7 +30,7 @@ from planner.evaluation.figures import difference_metrics
 from planner.evaluation.gate import Subject, decide, gate_metrics
 from planner.evaluation.replay import Lineage as ReplayLineage
 from planner.evaluation.replay import Replay, check_lineage, replay
-from planner.evaluation.report import write_report
+from planner.evaluation.report import LeftOut, write_report
 from planner.evaluation.shards import Job
 from planner.promotion.candidate import mark_candidate
 from planner.promotion.results import fail_replay, latest_attempt, latest_evidence, record_replay, start_replay
@@ -246,7 +246,7 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
     rows = replayed.read_rows()
     gate = decide(rows, Subject(*names, step.split), trained_on=replayed.trained_on, min_households=step.min_households)
     report = write_report(
-        folder, replayed, gate, catalogue, lineage=_traces(run, contest), exclusions=_exclusions(version)
+        folder, replayed, gate, catalogue, lineage=_traces(run, contest), left_out=_left_out(version)
     )
     run.log_metrics({**replayed.metrics(), **gate_metrics(gate), **difference_metrics(rows)})
     for path in (replayed.rows_path, report.html, *report.plots):
@@ -281,9 +281,11 @@ def _traces(run: StepRun, contest: _Contest) -> dict[str, str]:
     return found
 
 
-def _exclusions(version: DatasetVersion) -> dict[str, int]:
-    found = version.manifest.get("exclusions", {})
-    return {str(reason): int(count) for reason, count in found.items()}
+def _left_out(version: DatasetVersion) -> LeftOut | None:
+    """What the build left out; a manifest from before it held the counts does not tell."""
+    if "exclusions" not in version.manifest:
+        return None
+    return LeftOut(version.manifest["num_plans_seen"], version.manifest["exclusions"])
 
 
 def _tags(step: EvaluateConfig, contest: _Contest) -> dict[str, object]:

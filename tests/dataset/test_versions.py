@@ -143,6 +143,8 @@ def test_too_many_exclusions_fail_and_are_counted(filled: str, tmp_path: Path) -
     report = build_dataset(filled, small.config(tmp_path, max_excluded_share=0.2))
     assert report.num_rows == 40 and report.exclusions["not_generated"] == 4
     assert list(report.notes.values()) == [4]
+    manifest = open_version(report.version.uri).manifest
+    assert manifest["exclusions"] == report.exclusions and manifest["num_plans_seen"] == 48
 
 
 def test_empty_window_names_the_range_that_there_is(filled: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from planner.evaluation.figures import difference_metrics, extreme_cases, infeas
 from planner.evaluation.gate import Subject, decide
 from planner.evaluation.plots import Bar, intervals_png, intervals_svg
 from planner.evaluation.replay import Lineage, Replay, replay
-from planner.evaluation.report import write_report
+from planner.evaluation.report import LeftOut, write_report
 from tests.evaluation.planners import catalogue_of, example_of, examples_of, oracle, popular
 
 CATALOGUE = catalogue_of()
@@ -62,7 +62,7 @@ class Page(HTMLParser):
 def test_the_report_is_one_sound_page_that_needs_nothing_else(
     tmp_path: Path, replayed: tuple[Replay, GateResult]
 ) -> None:
-    files = write_report(tmp_path, *replayed, CATALOGUE, lineage={"commit": EVIL}, exclusions={"not_generated": 7})
+    files = write_report(tmp_path, *replayed, CATALOGUE, lineage={"commit": EVIL})
     text = files.html.read_text()
     page = Page(text)
     assert not page.open
@@ -70,7 +70,7 @@ def test_the_report_is_one_sound_page_that_needs_nothing_else(
     assert not any(name in ("src", "href") or name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert EVIL not in text and "&lt;script&gt;" in text
     assert re.search(r"Dish number \d+ &amp; &lt;sauce&gt;", text)
-    assert "not_generated" in text and "nan" not in text.lower()
+    assert "nan" not in text.lower()
     assert text.index(">INCONCLUSIVE<") < text.index("Scores against the baseline")
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in files.plots)
     assert {path.name for path in files.plots} == {"scores.png", "references.png"}
@@ -87,6 +87,16 @@ def test_planners_and_references_stand_side_by_side_and_each_segment_under_its_c
     assert re.findall(r"<summary>(.*?)</summary>", text) == [
         "household size (4)", "mode (1)", "region (2)", "workflow type (2)",
     ]  # fmt: skip
+
+
+def test_what_the_dataset_left_out_is_shown_and_never_taken_for_nothing(
+    tmp_path: Path, replayed: tuple[Replay, GateResult]
+) -> None:
+    told = LeftOut(1234, {"not_generated": 7, EVIL: 0})
+    text = write_report(tmp_path, *replayed, CATALOGUE, left_out=told).html.read_text()
+    assert "7 of 1,234 accepted plans in the window were left out." in text
+    assert "<td>not_generated</td><td>7</td>" in text and EVIL not in text
+    assert "does not tell" in write_report(tmp_path, *replayed, CATALOGUE).html.read_text()
 
 
 def test_dishes_that_both_plans_have_are_ticked(tmp_path: Path) -> None:

@@ -187,6 +187,15 @@ def test_the_replay_stands_in_store_and_database(sandbox: Sandbox, first: Chapte
     assert {version for (version,) in linked} == set(first.model_versions)
 
 
+def test_the_report_shows_what_the_dataset_left_out(sandbox: Sandbox, first: Chapter) -> None:
+    manifest = json.loads((Path(sandbox.outputs("build_dataset")["dataset"]) / "manifest.json").read_text())
+    seen = manifest["rows"] + sum(manifest["exclusions"].values())
+    assert manifest["exclusions"]["not_generated"] == 1 and manifest["num_plans_seen"] == seen
+    text = sandbox.artifact(first.children["evaluate"], "replay/report.html").read_text()
+    assert f"{sum(manifest['exclusions'].values())} of {seen:,} accepted plans in the window were left out." in text
+    assert "<td>not_generated</td><td>1</td>" in text
+
+
 def test_a_closed_gate_is_a_result_with_its_reasons(sandbox: Sandbox, first: Chapter) -> None:
     verdict = first.children["evaluate"].data.tags["verdict"]
     assert verdict in ("FAIL", "INCONCLUSIVE"), "random weights pass no gate against what is popular"
