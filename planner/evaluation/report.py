@@ -171,13 +171,20 @@ def _score(value: float | jinja2.Undefined) -> str:
     return f"{value:.4f}" if isinstance(value, float | int) else "–"
 
 
-def _change(estimate: Estimate | jinja2.Undefined) -> Markup:
+def _change(
+    estimate: Estimate | jinja2.Undefined, score: float | jinja2.Undefined, baseline: float | jinja2.Undefined
+) -> Markup:
+    """The difference with its interval and, where they are given, the two scores that it lies between."""
     if not isinstance(estimate, Estimate):
         return Markup("–")
     bounds = estimate.interval
     reach = "no interval" if bounds is None else f"{bounds[0]:+.4f} to {bounds[1]:+.4f}"
     kind = Bar.of("", estimate).kind
-    return Markup('<span><b class="{}">{}</b><small>{}</small></span>').format(kind, f"{estimate.mean:+.4f}", reach)
+    both = [_score(value) for value in (score, baseline) if isinstance(value, float | int)]
+    scores = Markup('<small class="of">{}</small>').format(" against ".join(both)) if both else ""
+    return Markup('<span><b class="{}">{}</b><small>{}</small>{}</span>').format(
+        kind, f"{estimate.mean:+.4f}", reach, scores
+    )
 
 
 def _figures(rows: pa.Table, replay: Replay) -> list[tuple[str, str]]:

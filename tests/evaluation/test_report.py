@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from planner.contracts.errors import ReplayError
-from planner.contracts.gate import GateResult
+from planner.contracts.gate import SCORES, GateResult
 from planner.contracts.request import Constraints
 from planner.evaluation.figures import difference_metrics, extreme_cases, infeasible_by_reason, references, segments
 from planner.evaluation.gate import Subject, decide
@@ -124,6 +124,23 @@ def test_every_row_is_in_one_segment_of_each_column(replayed: tuple[Replay, Gate
     for column in {segment.column for segment in found}:
         assert sum(segment.num_rows for segment in found if segment.column == column) == 61
     assert ("region", "unknown") in {(segment.column, segment.value) for segment in found}
+
+
+def test_each_segment_has_the_scores_of_both_planners_beside_their_difference(
+    tmp_path: Path, replayed: tuple[Replay, GateResult]
+) -> None:
+    rows = replayed[0].read_rows()
+    text = write_report(tmp_path, *replayed, CATALOGUE).html.read_text()
+    for part in segments(rows):
+        for name in SCORES:
+            mine, other = part.scores[name], part.baseline_scores[name]
+            assert mine - other == pytest.approx(part.differences[name].mean)
+            assert f'<small class="of">{mine:.4f} against {other:.4f}</small>' in text
+    in_plan_first = [row for row in rows.to_pylist() if row["workflow_type"] == "plan-first"]
+    [part] = [part for part in segments(rows) if part.value == "plan-first"]
+    assert part.scores["leftovers_score"] == pytest.approx(
+        sum(row["leftovers_score"] for row in in_plan_first) / part.num_rows
+    )
 
 
 def test_references_count_the_rows_that_have_them(replayed: tuple[Replay, GateResult]) -> None:
