@@ -9,7 +9,7 @@ import pytest
 
 from planner.contracts.errors import ConfigError
 from planner.recipe.cli import describe, main
-from planner.recipe.config import PROJECT, load_config
+from planner.recipe.config import PROJECT, STEPS, load_config
 
 
 @pytest.fixture
@@ -41,6 +41,21 @@ def test_profile_overlays_differences_and_keeps_the_rest(project: Path) -> None:
 def test_lists_replace(project: Path) -> None:
     write_profile(project, "train:\n  target_modules: [q_proj]\n")
     assert list(load_config("mine", project=project).recipe.train.target_modules) == ["q_proj"]
+
+
+@pytest.mark.parametrize("empty", ["", " {}", " null"])
+def test_an_empty_section_of_a_profile_changes_nothing(project: Path, empty: str) -> None:
+    write_profile(project, "".join(f"{step}:{empty}\n" for step in STEPS))
+    found = load_config("mine", project=project)
+    write_profile(project, "")
+    assert found == load_config("mine", project=project) and set(found.sources.values()) == {"recipe.yaml"}
+
+
+def test_an_empty_mapping_is_the_value_of_an_option_that_is_one(project: Path) -> None:
+    write_profile(project, "build_dataset:\n  checks: {}\n")
+    config = load_config("mine", project=project)
+    assert dict(config.recipe.build_dataset.checks) == {}
+    assert config.sources["build_dataset.checks"] == "profiles/mine.yaml"
 
 
 def test_parameter_wins_over_profile_and_empty_means_not_given(project: Path) -> None:
