@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
+from planner.contracts.options import NAME_PATTERN, Number
+
 Level = Literal["error", "warn"]
 CHECKS = (
     "min_rows",
@@ -24,7 +26,7 @@ CHECKS = (
     "excluded_share",
     "schema",
 )
-NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+NAME = re.compile(NAME_PATTERN)
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -43,7 +45,7 @@ class DatasetConfig(BaseModel):
     """Folder or `s3://bucket/prefix` that holds `planner/<version>/`."""
     min_rows: int = Field(default=1, ge=1, strict=True)
     """Fewest rows (accepted plans) that a version may have; a few thousand for a useful model."""
-    max_excluded_share: float = Field(default=0.05, ge=0, le=1)
+    max_excluded_share: Number = Field(default=0.05, ge=0, le=1)
     """Largest share in [0, 1] of accepted plans that may be left out; more usually means broken logging."""
     checks: Mapping[str, Level] = Field(default_factory=dict)
     """Per quality check whether its failure stops the build (`error`, the default) or is only reported (`warn`)."""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from planner.contracts.errors import ConfigError
 from planner.recipe.cli import describe, main
@@ -56,6 +57,34 @@ def test_an_empty_mapping_is_the_value_of_an_option_that_is_one(project: Path) -
     config = load_config("mine", project=project)
     assert dict(config.recipe.build_dataset.checks) == {}
     assert config.sources["build_dataset.checks"] == "profiles/mine.yaml"
+
+
+def test_a_version_is_a_number_or_a_text(project: Path) -> None:
+    write_profile(project, "evaluate: {model_version: 3, baseline_version: '2'}\npromote: {model_version: 3}\n")
+    recipe = load_config("mine", project=project).recipe
+    assert recipe.evaluate.model_version == recipe.promote.model_version == "3"
+
+
+def test_every_float_takes_a_number_that_yaml_reads_as_text(project: Path) -> None:
+    sections = {step: type(load_config("local").step(step)).model_fields for step in STEPS}
+    floats = {
+        step: [name for name, field in fields.items() if "float" in str(field.annotation)]
+        for step, fields in sections.items()
+    }
+    assert sum(map(len, floats.values())) == 12
+    written = {step: dict.fromkeys(names, "5e-2") for step, names in floats.items()}
+    write_profile(project, yaml.safe_dump(written | {"promote": {**written["promote"], "experiment": "weekly"}}))
+    values = load_config("mine", project=project).values()
+    assert {values[f"{step}.{name}"] for step, names in floats.items() for name in names} == {0.05}
+
+
+@pytest.mark.parametrize("step", ["train", "evaluate", "promote"])
+def test_a_model_name_is_the_same_for_every_step(project: Path, step: str) -> None:
+    write_profile(project, f"{step}:\n  model_name: my_model-2.b\n")
+    load_config("mine", project=project)
+    write_profile(project, f"{step}:\n  model_name: My_Model\n")
+    with pytest.raises(ConfigError, match=f"{step}.model_name is 'My_Model'"):
+        load_config("mine", project=project)
 
 
 def test_parameter_wins_over_profile_and_empty_means_not_given(project: Path) -> None:
