@@ -65,6 +65,18 @@ def test_version_has_its_files_and_reads_back(filled: str, tmp_path: Path) -> No
         assert part in summary
 
 
+def test_only_policy_versions_that_an_event_names_are_counted(filled: str, tmp_path: Path) -> None:
+    for place, context, num, listed in (
+        ("some", "CASE WHEN unit_id = 'home-1' THEN '{}'::jsonb ELSE context END", 1, "  - (none): 4 (8.3%)"),
+        ("none", "'{}'::jsonb", 0, "  - (none): 48 (100.0%)"),
+    ):
+        small.run(filled, f"UPDATE exp.events SET context = {context}")
+        folder = build_dataset(filled, small.config(tmp_path / place)).version.training_path.parent
+        summary = (folder / versions.SUMMARY).read_text().splitlines()
+        assert f"- Policy versions: {num}" in summary and listed in summary
+        assert f"<dt>Policy versions</dt><dd>{num}</dd>" in (folder / versions.CARD).read_text()
+
+
 def test_same_rows_are_unchanged_and_other_rows_are_refused(filled: str, tmp_path: Path) -> None:
     first = build_dataset(filled, small.config(tmp_path))
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "planner" / "v1").iterdir()}
