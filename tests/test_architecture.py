@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -116,6 +117,8 @@ def test_every_entry_point_has_its_step_and_bare_placeholders() -> None:
         assert not re.search(r"['\"]\{|\}['\"]", entry["command"])
         placeholders = set(re.findall(r"\{(\w+)\}", entry["command"]))
         assert placeholders == set(entry["parameters"])
+        options = getattr(importlib.import_module(f"steps.{name}"), "OPTIONS", ("markers",))
+        assert set(entry["parameters"]) - {"profile"} == set(options)
 
 
 def test_every_command_of_the_readme_exists() -> None:
