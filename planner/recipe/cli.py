@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from planner.contracts.errors import PlannerError
+from planner.dataset.output import reader_may_leave
 from planner.recipe.config import ResolvedConfig, load_config
 
 # What each command takes beside overrides, and what it is for.
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_config(parsed.profile, dict(_pair(text) for text in parsed.overrides))
         lines, good = _run(parsed, config)
-        print("\n".join(lines))
+        with reader_may_leave():
+            print("\n".join(lines))
         return 0 if good else 1
     except PlannerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,12 @@ def test_show_config_prints_every_value_with_its_source(capsys: pytest.CaptureFi
     assert lines["train.model_base"].endswith("# profiles/gpu.yaml")
     assert lines["train.seed"].endswith("# parameter seed")
     assert set(lines) - {"# profile gpu"} == set(load_config("gpu").values())
+
+
+def test_show_config_stops_quietly_when_its_reader_does() -> None:
+    command = f"{sys.executable} -m planner show-config | true"
+    cut = subprocess.run(command, cwd=PROJECT, shell=True, capture_output=True, check=False)
+    assert cut.stderr == b""
 
 
 def test_show_config_of_a_wrong_value_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
