@@ -143,6 +143,14 @@ def test_show_config_prints_every_value_with_its_source(capsys: pytest.CaptureFi
     assert set(lines) - {"# profile gpu"} == set(load_config("gpu").values())
 
 
+@pytest.mark.parametrize("text", ["train.lr", "=5", "train"])
+def test_an_override_that_sets_nothing_is_a_usage_error(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["show-config", text])
+    told = capsys.readouterr()
+    assert ended.value.code == 2 and told.out == "" and "write name=value" in told.err and repr(text) in told.err
+
+
 def test_show_config_stops_quietly_when_its_reader_does() -> None:
     command = f"{sys.executable} -m planner show-config | true"
     cut = subprocess.run(command, cwd=PROJECT, shell=True, capture_output=True, check=False)
