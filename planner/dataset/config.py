@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -94,7 +95,7 @@ class DatasetConfig(BaseModel):
             raise ValueError("a folder or s3:// address without control characters")
         if "://" in value and not re.fullmatch(r"s3://[^/]+(/.*)?", value):
             raise ValueError("a local folder or s3://bucket/prefix")
-        return value
+        return os.path.expanduser(value)  # YAML and `-P datasets=~/x` know no home
 
     @field_validator("checks")
     @classmethod

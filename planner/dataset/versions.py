@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def open_version(uri: str, *, cache: Path | None = None) -> DatasetVersion:
     uri = uri.rstrip("/") or uri
     if s3.is_s3(uri):
         return s3.fetch_version(uri, cache or DEFAULT_CACHE, verify=verify_folder)
-    return verify_folder(Path(uri), uri=uri)
+    return verify_folder(Path(os.path.expanduser(uri)), uri=uri)
 
 
 def verify_folder(folder: Path, *, uri: str) -> DatasetVersion:

@@ -108,6 +108,14 @@ def test_missing_or_changed_file_is_named(filled: str, tmp_path: Path, name: str
         open_version(str(folder))
 
 
+def test_a_home_is_the_users(filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    version = build_dataset(filled, small.config("~/datasets")).version
+    assert version.uri == str(tmp_path / "datasets" / "planner" / "v1")
+    assert open_version("~/datasets/planner/v1") == version
+    assert small.config("s3://bucket/~/x").datasets == "s3://bucket/~/x"
+
+
 def test_missing_folder_says_how_to_build_it(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="There is no dataset at .*build_dataset"):
         open_version(str(tmp_path / "nothing"))
