@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steps.command import run_step
 
-OPTIONS = ("model_name", "model_version", "allocation")
+OPTIONS = ("model_name", "model_version", "allocation", "experiment", "variant")
 
 if __name__ == "__main__":
     run_step("promote", OPTIONS, description=__doc__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "evaluation": {"contracts", "decoding"},
     "recipe": set(ROOMS) - {"recipe"},
 }
+TEXT_FILES = {".py", ".md", ".yaml", ".ipynb", ".sql", ".j2"}
 OWNERS = {"psycopg2": {"dataset", "promotion"}, "peft": {"training", "decoding"}}
 
 
@@ -116,6 +118,16 @@ def test_every_entry_point_has_its_step_and_bare_placeholders() -> None:
         assert not re.search(r"['\"]\{|\}['\"]", entry["command"])
         placeholders = set(re.findall(r"\{(\w+)\}", entry["command"]))
         assert placeholders == set(entry["parameters"])
+        options = getattr(importlib.import_module(f"steps.{name}"), "OPTIONS", ("markers",))
+        assert set(entry["parameters"]) - {"profile"} == set(options)
+
+
+def test_every_page_that_is_named_exists() -> None:
+    folders = ("planner", "steps", "profiles", "docs", "tests", "benchmarks", "notebooks")
+    files = [path for folder in folders for path in (PROJECT / folder).rglob("*") if path.suffix in TEXT_FILES]
+    for path in [*files, *(PROJECT / name for name in ("README.md", "MLproject", "recipe.yaml"))]:
+        for page in re.findall(r"\bdocs/[\w-]+\.md", path.read_text(encoding="utf-8")):
+            assert (PROJECT / page).is_file(), f"{path.relative_to(PROJECT)} names {page}"
 
 
 def test_every_command_of_the_readme_exists() -> None:

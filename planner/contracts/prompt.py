@@ -30,7 +30,8 @@ DAY_OF_LABEL = dict(zip(DAY_LABELS, WEEKDAYS, strict=True))
 DEFAULT_SERVINGS = 2  # of a household of unknown size
 MAX_PANTRY_ITEMS = 16  # named in the text; the rest is counted there, never dropped in silence
 MAX_TEXT = 60  # characters of one free text (a pantry item, a preference) that are shown
-_LINE = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun): (.+?)(?: x([1-9][0-9]*))?")
+_SERVINGS = r"[1-9][0-9]{0,9}"  # an int32 has ten digits at most; Python reads no text of more than 4,300 as a number
+_LINE = re.compile(rf"(Mon|Tue|Wed|Thu|Fri|Sat|Sun): (.+?)(?: x({_SERVINGS}))?")
 
 
 class Tokenizer(Protocol):
@@ -128,7 +129,7 @@ def title_collisions(catalogue: Catalogue) -> Mapping[str, str]:
     """Titles that read like another title with servings (`Soup x2` beside `Soup`), which the text cannot tell apart."""
     found = {}
     for title in catalogue.by_title:
-        match = re.fullmatch(r"(.+) x[1-9][0-9]*", title)
+        match = re.fullmatch(rf"(.+) x{_SERVINGS}", title)
         if match and match[1] in catalogue.by_title:
             found[title] = match[1]
     return found

@@ -6,13 +6,13 @@ Data goes to stdout, everything else to stderr. Exit code 1: an error, or a find
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Sequence
 
 from planner.contracts.errors import PlannerError
 from planner.dataset.diff import Changes, DatasetDiff, diff_versions
 from planner.dataset.listing import list_versions
+from planner.dataset.output import reader_may_leave
 from planner.dataset.verify import verify_version
 from planner.dataset.versions import SUMMARY, open_version
 
@@ -23,16 +23,14 @@ _MOST_LABELS = 6
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     parsed = _parser().parse_args(arguments)
+    code: int = 0
     try:
-        code: int = parsed.run(parsed)
-        sys.stdout.flush()
+        with reader_may_leave():
+            code = parsed.run(parsed)
         return code
     except PlannerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader (`head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -66,7 +66,7 @@ def card_html(
         "Households": f"{profile.num_households:,}",
         "Acceptances": f"{profile.first:%Y-%m-%d} to {profile.last:%Y-%m-%d} UTC",
         "Window": f"{config.start_date} to {config.end_date} (exclusive)",
-        "Policy versions": f"{len(profile.policy_versions):,}",
+        "Policy versions": f"{profile.num_policy_versions:,}",
         "Left out": f"{excluded:,} of {num_plans_seen:,} accepted plans"
         + "".join(f"; {reason} {count:,}" for reason, count in exclusions.items() if count),
         "Quality checks": f"{len(checks) - len(failed)} of {len(checks)} passed",

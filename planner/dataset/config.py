@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+
+from planner.contracts.options import NAME_PATTERN, Number
 
 Level = Literal["error", "warn"]
 CHECKS = (
@@ -24,7 +27,7 @@ CHECKS = (
     "excluded_share",
     "schema",
 )
-NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+NAME = re.compile(NAME_PATTERN)
 LATEST = "latest"  # in place of a name: the newest version
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -44,7 +47,7 @@ class DatasetConfig(BaseModel):
     """Folder or `s3://bucket/prefix` that holds `planner/<version>/`."""
     min_rows: int = Field(default=1, ge=1, strict=True)
     """Fewest rows (accepted plans) that a version may have; a few thousand for a useful model."""
-    max_excluded_share: float = Field(default=0.05, ge=0, le=1)
+    max_excluded_share: Number = Field(default=0.05, ge=0, le=1)
     """Largest share in [0, 1] of accepted plans that may be left out; more usually means broken logging."""
     checks: Mapping[str, Level] = Field(default_factory=dict)
     """Per quality check whether its failure stops the build (`error`, the default) or is only reported (`warn`)."""
@@ -95,7 +98,7 @@ class DatasetConfig(BaseModel):
             raise ValueError("a folder or s3:// address without control characters")
         if "://" in value and not re.fullmatch(r"s3://[^/]+(/.*)?", value):
             raise ValueError("a local folder or s3://bucket/prefix")
-        return value
+        return os.path.expanduser(value)  # YAML and `-P datasets=~/x` know no home
 
     @field_validator("checks")
     @classmethod

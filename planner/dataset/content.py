@@ -107,6 +107,8 @@ def write_content(
         rows=read.num_rows,
         created_at=created_at,
         parameters=config.parameters,
+        num_plans_seen=read.counts.num_plans_seen,
+        exclusions=read.exclusions,
         source={
             **read.state.to_dict(),
             "reused": {"version": read.reuse.version, "digest": read.reuse.digest, "rows": read.reuse.num_rows},

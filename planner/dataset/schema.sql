@@ -172,11 +172,22 @@ CREATE OR REPLACE VIEW exp.v_offline_replay AS
 SELECT r.id, p.name AS policy_name, pv.version AS policy_version, pv.mlflow_model_name, pv.mlflow_model_version,
        r.dataset_version, r.mlflow_run_id, r.plan_alignment_score, r.constraint_respect_score, r.edit_distance_score,
        r.diversity_score, r.leftovers_score, r.is_better_than_baseline, r.status, r.created_at,
-       r.plan_alignment_score - lag(r.plan_alignment_score) OVER w AS plan_alignment_change,
-       r.edit_distance_score - lag(r.edit_distance_score) OVER w AS edit_distance_change,
-       r.diversity_score - lag(r.diversity_score) OVER w AS diversity_change,
-       r.leftovers_score - lag(r.leftovers_score) OVER w AS leftovers_change
+       r.plan_alignment_score - before.plan_alignment_score AS plan_alignment_change,
+       r.edit_distance_score - before.edit_distance_score AS edit_distance_change,
+       r.diversity_score - before.diversity_score AS diversity_change,
+       r.leftovers_score - before.leftovers_score AS leftovers_change,
+       -- Columns of a view can only be appended, or the database has to drop it first.
+       r.constraint_respect_score - before.constraint_respect_score AS constraint_respect_change
 FROM exp.offline_replay_results r
 JOIN exp.policy_versions pv ON pv.id = r.policy_version_id
 JOIN exp.policies p ON p.id = pv.policy_id
-WINDOW w AS (PARTITION BY pv.policy_id ORDER BY pv.version, r.created_at);
+-- The version before: the greatest lower one of the policy that has a completed replay, by its last one.
+LEFT JOIN LATERAL (
+    SELECT b.plan_alignment_score, b.constraint_respect_score, b.edit_distance_score, b.diversity_score,
+           b.leftovers_score
+    FROM exp.offline_replay_results b
+    JOIN exp.policy_versions bv ON bv.id = b.policy_version_id
+    WHERE bv.policy_id = pv.policy_id AND bv.version < pv.version AND b.status = 'completed'
+    ORDER BY bv.version DESC, b.created_at DESC, b.id DESC
+    LIMIT 1
+) before ON true;

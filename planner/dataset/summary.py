@@ -39,6 +39,11 @@ class Profile:
     workflow_types: Mapping[str, int]
     modes: Mapping[str, int]
 
+    @property
+    def num_policy_versions(self) -> int:
+        """Policy versions that some event named."""
+        return len(self.policy_versions.keys() - {None})
+
 
 def profile_of(path: Path) -> Profile:
     """Count over the file."""
@@ -107,7 +112,7 @@ def summary_text(
                 f"- Households: {profile.num_households:,}",
                 f"- Date range: {profile.first:%Y-%m-%d %H:%M} to {profile.last:%Y-%m-%d %H:%M} UTC "
                 f"(window {config.start_date} to {config.end_date}, exclusive)",
-                f"- Policy versions: {len(profile.policy_versions)}",
+                f"- Policy versions: {profile.num_policy_versions:,}",
                 *(f"  - {_code(name)}: {_share(count, profile)}" for name, count in profile.policy_versions.items()),
             ]
         ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def open_version(uri: str, *, cache: Path | None = None) -> DatasetVersion:
     uri = uri.rstrip("/") or uri
     if s3.is_s3(uri):
         return s3.fetch_version(uri, cache or DEFAULT_CACHE, verify=verify_folder)
-    return verify_folder(Path(uri), uri=uri)
+    return verify_folder(Path(os.path.expanduser(uri)), uri=uri)
 
 
 def verify_folder(folder: Path, *, uri: str) -> DatasetVersion:
@@ -107,10 +108,13 @@ def make_manifest(
     rows: int,
     created_at: str,
     parameters: Mapping[str, Any],
+    num_plans_seen: int | None = None,
+    exclusions: Mapping[str, int] | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of the finished files in `folder`; byte for byte the same for the same files and arguments.
 
+    `exclusions` are the plans that were left out, by reason, of the `num_plans_seen` accepted plans of the window;
     `source` is what a later build needs to know of the database (`sources.py`), and what was reused.
     """
     files = {name: {"sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size} for name in FILES}
@@ -122,6 +126,7 @@ def make_manifest(
             "rows": rows,
             "created_at": created_at,
             "parameters": dict(parameters),
+            **({} if exclusions is None else {"num_plans_seen": num_plans_seen, "exclusions": dict(exclusions)}),
             **({"source": dict(source)} if source else {}),
             "files": files,
         }
@@ -148,7 +153,8 @@ def parse_manifest(content: bytes, uri: str) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         assert manifest["format"] == FORMAT and isinstance(manifest["rows"], int)
-        assert isinstance(manifest["parameters"], dict) and isinstance(manifest.get("source", {}), dict)
+        assert isinstance(manifest["parameters"], dict)
+        assert all(isinstance(manifest.get(name, {}), dict) for name in ("source", "exclusions"))
         assert NAME.fullmatch(manifest["version"]) and set(FILES) - _OPTIONAL <= set(manifest["files"]) <= set(FILES)
         assert all(set(entry) == {"sha256", "size"} for entry in manifest["files"].values())
         assert manifest["digest"] == manifest["files"][TRAINING]["sha256"][:DIGEST_DIGITS]

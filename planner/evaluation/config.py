@@ -5,34 +5,11 @@ In: the `evaluate` section of `recipe.yaml`. Out: a frozen `EvaluateConfig`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StringConstraints,
-)
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
-
-def _whole(value: Any) -> Any:
-    """Read a whole number that a command line gave as text; anything else is left to the type check."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
-
-
-def _version(value: Any) -> Any:
-    """Read a version number that YAML gave as a number."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Whole = Annotated[StrictInt, BeforeValidator(_whole)]
-Version = Annotated[str, StringConstraints(strict=True, pattern=r"^[1-9][0-9]{0,9}$"), BeforeValidator(_version)]
-Name = Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-Share = Annotated[StrictFloat, Field(ge=0, le=1)]
+from planner.contracts.options import Name, Number, Version, Whole
 
 
 class EvaluateConfig(BaseModel):
@@ -77,7 +54,7 @@ class EvaluateConfig(BaseModel):
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Which rows a sample takes. Planning itself is greedy and has no seed."""
 
-    max_catalogue_difference: Share = 0.05
+    max_catalogue_difference: Annotated[Number, Field(ge=0, le=1)] = 0.05
     """Largest share of recipes in which a model's catalogue may differ from the dataset's before the replay is refused.
     Every difference is reported."""
 

@@ -33,12 +33,14 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Candidate minus baseline within one value of one column."""
+    """Candidate, baseline and their difference within one value of one column."""
 
     column: str
     value: str
     num_rows: int
     num_households: int
+    scores: Mapping[str, float]
+    baseline_scores: Mapping[str, float]
     differences: Mapping[str, Estimate]
 
 
@@ -68,14 +70,15 @@ class Case:
 
 
 def segments(rows: pa.Table) -> list[Segment]:
-    """Differences by workflow type, mode, region and household size; a missing value is `unknown`."""
+    """Scores and differences by workflow type, mode, region and household size; a missing value is `unknown`."""
     found = []
     for column, name in SEGMENTS.items():
         texts = pa.array([UNKNOWN if v is None else str(v) for v in rows[column].to_pylist()], pa.string())
         for value in sorted(set(texts.to_pylist()), key=lambda text: (text == UNKNOWN, len(text), text)):
             part = rows.filter(pc.equal(texts, value))
             households = len(set(part["household_id"].to_pylist()))
-            found.append(Segment(name, value, len(part), households, differences(part)))
+            scores = score_means(part), score_means(part, "baseline_")
+            found.append(Segment(name, value, len(part), households, *scores, differences(part)))
     return found
 
 

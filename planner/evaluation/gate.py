@@ -7,7 +7,7 @@ decided. Every figure comes from the rows, and only PASS makes a candidate.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,7 @@ AT_LEAST_BASELINE = ("plan_alignment_score", "edit_distance_score")
 NEAR_BASELINE = ("diversity_score", "leftovers_score")
 KEPT_SHARE = 0.95
 MIN_HOUSEHOLDS = 60
+ROUNDING = 1e-12  # margins nearer to 0 than this are 0: more than rounding makes of a mean, less than a row does
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +140,12 @@ def _violations(num: int, num_rows: int) -> Iterator[_Finding]:
 def _means(rows: pa.Table) -> Iterator[_Finding]:
     mine, other = score_means(rows), score_means(rows, "baseline_")
     for name in AT_LEAST_BASELINE:
-        holds = mine[name] >= other[name]
+        margin = _settled(mine[name] - other[name])
+        holds = margin >= 0
         yield _Finding(
             Verdict.PASS if holds else Verdict.FAIL,
             f"{name} is {mine[name]:.4f}, {'not below' if holds else 'below'} the baseline's {other[name]:.4f} "
-            f"({mine[name] - other[name]:+.4f}).",
+            f"({margin:+.4f}).",
         )
 
 
@@ -152,9 +154,9 @@ def _bounds(rows: pa.Table, min_households: int) -> Iterator[_Finding]:
     margins = differences(rows.select(_columns()), kept_share=KEPT_SHARE)
     for name in NEAR_BASELINE:
         figures = f"{name} is {mine[name]:.4f}, the baseline's {other[name]:.4f}"
-        margin = margins[name]
-        bound = margin.lower_bound
-        if mine[name] < KEPT_SHARE * other[name]:
+        margin = replace(margins[name], mean=_settled(margins[name].mean))
+        bound = None if margin.lower_bound is None else _settled(margin.lower_bound)
+        if margin.mean < 0:
             yield _Finding(Verdict.FAIL, f"{figures}: below {KEPT_SHARE:.0%} of it ({KEPT_SHARE * other[name]:.4f}).")
         elif bound is not None and bound > 0:
             yield _Finding(
@@ -168,6 +170,11 @@ def _bounds(rows: pa.Table, min_households: int) -> Iterator[_Finding]:
                 f"{'needs two households' if bound is None else f'is {bound:+.4f}, not above 0'}. "
                 f"{_needed(margin, min_households)}",
             )
+
+
+def _settled(margin: float) -> float:
+    """The margin, or 0 where only rounding keeps it from 0."""
+    return 0.0 if abs(margin) < ROUNDING else margin
 
 
 def _needed(margin: Estimate, min_households: int) -> str:

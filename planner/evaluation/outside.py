@@ -168,6 +168,6 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} is no object")
                 yield row
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise ReplayError(f"{path} cannot be read ({reason}). Name a .jsonl or a .parquet file.", path=path) from None

@@ -45,6 +45,19 @@ class _Column:
     num_violating: int
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Accepted plans of the dataset's window that are no rows, by reason, of `num_plans_seen` in all."""
+
+    num_plans_seen: int
+    exclusions: Mapping[str, int]
+
+    @property
+    def num_plans(self) -> int:
+        """How many were left out."""
+        return sum(self.exclusions.values())
+
+
 @dataclass(frozen=True)
 class ReportFiles:
     """What was written."""
@@ -60,7 +73,7 @@ def write_report(
     catalogue: Catalogue,
     *,
     lineage: Mapping[str, str] | None = None,
-    exclusions: Mapping[str, int] | None = None,
+    left_out: LeftOut | None = None,
 ) -> ReportFiles:
     """Write the report, verdict first; every text from data is escaped.
 
@@ -70,13 +83,13 @@ def write_report(
         gate: its verdict.
         catalogue: the dataset's, for titles.
         lineage: what the reader may want to trace: model hashes, runs, the baseline's kind, git commit, …
-        exclusions: rows that the dataset's build left out, by reason.
+        left_out: what the dataset's build left out; None where the version does not tell.
 
     Raises:
         ReplayError: the folder cannot be written.
     """
     rows = replay.read_rows()
-    html = render_report(rows, replay, gate, catalogue, lineage=lineage or {}, exclusions=exclusions or {})
+    html = render_report(rows, replay, gate, catalogue, lineage=lineage or {}, left_out=left_out)
     title = f"{gate.model_name} {gate.model_version} against {gate.baseline_version}: {gate.verdict}"
     files = {"report.html": html.encode(), "scores.png": intervals_png(bars_of(overall(rows)), title=title)}
     for reference in references(rows):
@@ -102,7 +115,7 @@ def render_report(
     catalogue: Catalogue,
     *,
     lineage: Mapping[str, str],
-    exclusions: Mapping[str, int],
+    left_out: LeftOut | None,
 ) -> str:
     """The report as one HTML text without scripts and without links to anything outside."""
     worst, best = extreme_cases(rows, catalogue)
@@ -124,7 +137,7 @@ def render_report(
             wrongly_infeasible=sum(rows["wrongly_infeasible"].to_pylist()),
             worst=worst,
             best=best,
-            exclusions=exclusions,
+            left_out=left_out,
             lineage=lineage,
         )
     )
@@ -158,13 +171,20 @@ def _score(value: float | jinja2.Undefined) -> str:
     return f"{value:.4f}" if isinstance(value, float | int) else "–"
 
 
-def _change(estimate: Estimate | jinja2.Undefined) -> Markup:
+def _change(
+    estimate: Estimate | jinja2.Undefined, score: float | jinja2.Undefined, baseline: float | jinja2.Undefined
+) -> Markup:
+    """The difference with its interval and, where they are given, the two scores that it lies between."""
     if not isinstance(estimate, Estimate):
         return Markup("–")
     bounds = estimate.interval
     reach = "no interval" if bounds is None else f"{bounds[0]:+.4f} to {bounds[1]:+.4f}"
     kind = Bar.of("", estimate).kind
-    return Markup('<span><b class="{}">{}</b><small>{}</small></span>').format(kind, f"{estimate.mean:+.4f}", reach)
+    both = [_score(value) for value in (score, baseline) if isinstance(value, float | int)]
+    scores = Markup('<small class="of">{}</small>').format(" against ".join(both)) if both else ""
+    return Markup('<span><b class="{}">{}</b><small>{}</small>{}</span>').format(
+        kind, f"{estimate.mean:+.4f}", reach, scores
+    )
 
 
 def _figures(rows: pa.Table, replay: Replay) -> list[tuple[str, str]]:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from planner.contracts.errors import ModelError, PromotionError, TrackingError
+from planner.contracts.errors import ModelError, PromotionError
 from planner.promotion.config import PromoteConfig
 from planner.promotion.events import write_promoted
 from planner.promotion.policy import PolicyVersion, find_or_create, policy_lock
+from planner.promotion.registry import alias_version, check_not_found, unreachable
 from planner.promotion.results import Evidence, latest_attempt, latest_evidence
 from planner.promotion.transactions import run_serialised
 from planner.promotion.variants import Variant, check_allocation, create_variant
@@ -28,7 +28,6 @@ from planner.promotion.variants import Variant, check_allocation, create_variant
 ALIAS = "candidate"
 STAGE = "stage"
 _LATER_STAGES = ("experiment", "production")
-_NOT_FOUND = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def mark_candidate(client: MlflowClient, model_name: str, model_version: str) ->
     if stage not in (ALIAS, *_LATER_STAGES):
         _write_twice(lambda: client.set_model_version_tag(model_name, model_version, STAGE, ALIAS))
         written.append(f"tag {STAGE}={ALIAS}")
-    if _alias_version(client, model_name, ALIAS) != model_version:
+    if alias_version(client, model_name, ALIAS) != model_version:
         _write_twice(lambda: client.set_registered_model_alias(model_name, ALIAS, model_version))
         written.append(f"alias {ALIAS}")
     return tuple(written)
@@ -145,8 +144,7 @@ def _check_run(client: MlflowClient, evidence: Evidence, model_name: str, model_
     try:
         client.get_run(evidence.run_id or "")
     except MlflowException as error:
-        if error.error_code not in _NOT_FOUND:
-            raise _unreachable(error) from error
+        check_not_found(error)
         raise PromotionError(
             f"The replay of {model_name} version {model_version} ran in run {evidence.run_id}, which this MLflow store "
             "does not have: the evidence belongs to another registry. Run evaluate against this one.",
@@ -196,7 +194,7 @@ def _add_variant(connection: Connection, config: PromoteConfig, policy_version: 
 
 
 def _candidate_version(client: MlflowClient, model_name: str) -> str:
-    found = _alias_version(client, model_name, ALIAS)
+    found = alias_version(client, model_name, ALIAS)
     if found is None:
         raise PromotionError(
             f"No version of {model_name} is a candidate. Run `mlflow run . -e evaluate -P model_name={model_name} "
@@ -209,8 +207,7 @@ def _complete_version(client: MlflowClient, model_name: str, model_version: str)
     try:
         version = client.get_model_version(model_name, model_version)
     except MlflowException as error:
-        if error.error_code not in _NOT_FOUND:
-            raise _unreachable(error) from error
+        check_not_found(error)
         raise _no_such_version(client, model_name, model_version) from error
     if version.status != "READY":
         raise ModelError(
@@ -231,17 +228,8 @@ def _no_such_version(client: MlflowClient, model_name: str, model_version: str) 
     return ModelError(f"{model_name} version {model_version} is not in the registry; {known}.", versions=tuple(numbers))
 
 
-def _alias_version(client: MlflowClient, model_name: str, alias: str) -> str | None:
-    try:
-        return str(client.get_model_version_by_alias(model_name, alias).version)
-    except MlflowException as error:
-        if error.error_code in _NOT_FOUND:
-            return None
-        raise _unreachable(error) from error
-
-
 def _check_not_production(client: MlflowClient, model_name: str, model_version: str) -> None:
-    if _alias_version(client, model_name, "production") == model_version:
+    if alias_version(client, model_name, "production") == model_version:
         raise PromotionError(
             f"{model_name} version {model_version} is in production and cannot be a candidate against itself. "
             "Give the version that is to follow it."
@@ -261,9 +249,4 @@ def _write_twice(write: Callable[[], None]) -> None:
         try:
             write()
         except MlflowException as error:
-            raise _unreachable(error) from error
-
-
-def _unreachable(error: MlflowException) -> TrackingError:
-    first = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
-    return TrackingError(f"MLflow failed: {first[:200]}. Check MLFLOW_TRACKING_URI and run the command again.")
+            raise unreachable(error) from error

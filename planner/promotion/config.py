@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from planner.contracts.options import Name, Number, Version
+
 MAX_FIRST_ALLOCATION = Decimal("0.1000")
 """A model that has met no user yet gets at most this share of an experiment's traffic."""
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 
@@ -22,13 +23,14 @@ class PromoteConfig(BaseModel):
     model_name: Name = "planner_model"
     """Registered model in the MLflow registry."""
 
-    model_version: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,9}$")] | None = None
-    """Version number, as text. None takes the version that the alias `candidate` points at."""
+    model_version: Version | None = None
+    """Version to promote. Null takes the newest trained one; `promote_candidate` by itself takes the one with the alias
+    `candidate`."""
 
     policy: Name = "planner_policy"
     """Name of the policy in `exp.policies`; created when it is not there yet."""
 
-    allocation: Annotated[float, Field(ge=0, le=float(MAX_FIRST_ALLOCATION))] = 0.0
+    allocation: Annotated[Number, Field(ge=0, le=float(MAX_FIRST_ALLOCATION))] = 0.0
     """Share of the experiment's traffic in [0, 0.10], at most four decimals. 0 makes no variant yet: the version stays
     a candidate. More than 0.10 only through the rollout, after its minimum duration and sample."""
 
@@ -38,7 +40,7 @@ class PromoteConfig(BaseModel):
     variant: Text | None = None
     """Name of the variant, unique in its experiment. None gives `<model_name>-v<model_version>`."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
     """Sampling temperature that serving uses by default. 0 is greedy, which is what the replay has judged."""
 
     max_tokens: Annotated[int, Field(ge=1, le=8192)] = 512

@@ -83,7 +83,12 @@ def explain(error: BaseException, what: str) -> DatabaseError:
             f"The database lacks what {what} needs: {_first_line(error)}. "
             "Create the tables of planner/dataset/schema.sql, or map your own to them with views."
         )
-    if isinstance(error, errors.InsufficientPrivilege | errors.ReadOnlySqlTransaction):
+    if isinstance(error, errors.ReadOnlySqlTransaction):
+        return DatabaseError(
+            f"The database takes no writes, so {what} cannot be written: {_first_line(error)}. It is a standby, or "
+            "default_transaction_read_only is set. Let PLANNER_DATABASE_URL name the primary."
+        )
+    if isinstance(error, errors.InsufficientPrivilege):
         return DatabaseError(
             f"The database user may not write {what}: {_first_line(error)}. "
             "Grant it SELECT, INSERT and UPDATE on the tables of schema exp."

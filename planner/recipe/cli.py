@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from planner.contracts.errors import PlannerError
+from planner.dataset.output import reader_may_leave
 from planner.recipe.config import ResolvedConfig, load_config
 
 # What each command takes beside overrides, and what it is for.
@@ -32,12 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--profile", default="local")
         if path:
             command.add_argument(path, type=Path)
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="as a parameter, e.g. train.lr=1e-3")
+        command.add_argument("overrides", nargs="*", type=_pair, metavar="name=value", help="e.g. train.lr=1e-3")
     parsed = parser.parse_args(arguments)
     try:
-        config = load_config(parsed.profile, dict(_pair(text) for text in parsed.overrides))
+        config = load_config(parsed.profile, dict(parsed.overrides))
         lines, good = _run(parsed, config)
-        print("\n".join(lines))
+        with reader_may_leave():
+            print("\n".join(lines))
         return 0 if good else 1
     except PlannerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -68,5 +70,7 @@ def describe(config: ResolvedConfig) -> str:
 
 
 def _pair(text: str) -> tuple[str, str]:
-    key, _, value = text.partition("=")
-    return key, value
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} sets nothing: write name=value, such as train.lr=1e-3")
+    return name, value

@@ -78,6 +78,8 @@ def load_config(
     values = flatten(_read_yaml(project / "recipe.yaml"))
     sources = dict.fromkeys(values, "recipe.yaml")
     for key, value in flatten(_read_profile(project, profile)).items():
+        if key in STEPS and (value is None or value == {}):
+            continue  # a section without a difference, its lines commented out perhaps
         values[key], sources[key] = value, f"profiles/{profile}.yaml"
     for key, value in (overrides or {}).items():
         if value is not None and value != "":

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -38,7 +39,7 @@ class Console:
     """One progress bar per step on a terminal, a plain line every few seconds without one."""
 
     def __init__(self) -> None:
-        self._err = RichConsole(stderr=True)
+        self._err = _plain_console(stderr=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
@@ -47,7 +48,7 @@ class Console:
     def say(self, text: str) -> None:
         """Print one line to stderr."""
         if self._err.is_terminal:
-            self._err.print(text, highlight=False, markup=False)
+            self._err.print(text)
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -71,7 +72,12 @@ class Console:
 
     def _draw(self, done: int, total: int | None, what: str) -> None:
         if self._progress is None:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+            )
             self._progress = Progress(*columns, TimeRemainingColumn(), console=self._err, transient=True)
             self._progress.start()
             self._task = self._progress.add_task(what, total=total)
@@ -81,7 +87,7 @@ class Console:
 
 def print_results(results: Sequence[StepResult], *, lines: Sequence[str] = (), next_command: str | None = None) -> None:
     """Print the last table, what else has to be said, and the next command, to stdout."""
-    out = RichConsole(width=None if sys.stdout.isatty() else 140)
+    out = _plain_console(width=None if sys.stdout.isatty() else 140)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("step", "rows in", "rows out", "time", "artefact", ""):
         table.add_column(name, justify="right" if name in ("rows in", "rows out", "time") else "left", overflow="fold")
@@ -90,9 +96,14 @@ def print_results(results: Sequence[StepResult], *, lines: Sequence[str] = (), n
     out.print()
     out.print(table)
     for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
     if next_command:
-        out.print(f"\nNext: {next_command}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"\nNext: {next_command}", soft_wrap=True)
+
+
+def _plain_console(**options: Any) -> RichConsole:
+    """One that prints names and paths as they are: rich would read `[old]` as a style and `:key:` as a picture."""
+    return RichConsole(markup=False, emoji=False, highlight=False, **options)
 
 
 def _number(value: int | None) -> str:

@@ -18,7 +18,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from planner.contracts.errors import ModelError, ReplayError
+from planner.contracts.errors import DatabaseError, ModelError, ReplayError
 from planner.contracts.example import DatasetVersion
 from planner.contracts.gate import SCORES, GateResult, Verdict
 from planner.dataset.database import connect
@@ -30,7 +30,7 @@ from planner.evaluation.figures import difference_metrics
 from planner.evaluation.gate import Subject, decide, gate_metrics
 from planner.evaluation.replay import Lineage as ReplayLineage
 from planner.evaluation.replay import Replay, check_lineage, replay
-from planner.evaluation.report import write_report
+from planner.evaluation.report import LeftOut, write_report
 from planner.evaluation.shards import Job
 from planner.promotion.candidate import mark_candidate
 from planner.promotion.results import fail_replay, latest_attempt, latest_evidence, record_replay, start_replay
@@ -99,8 +99,7 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     try:
         replayed, gate = _replay(config, run, console, contest)
     except BaseException as error:
-        with closing(connect(current_database_url())) as connection:
-            fail_replay(connection, **names, message=message_of(error) or type(error).__name__)
+        _note_failure(names, message_of(error) or type(error).__name__, console)
         raise
     with closing(connect(current_database_url())) as connection:
         record_replay(
@@ -146,6 +145,15 @@ def next_command(outputs: Mapping[str, Any]) -> str | None:
             f"mlflow run . -e promote -P model_name={outputs['model_name']} -P model_version={outputs['model_version']}"
         )
     return "mlflow ui   (open replay/report.html in the run of this step)"
+
+
+def _note_failure(names: Mapping[str, Any], message: str, console: Console) -> None:
+    """Leave the replay's row as failed; a database that fails as well must not take the place of the first error."""
+    try:
+        with closing(connect(current_database_url())) as connection:
+            fail_replay(connection, **names, message=message)
+    except DatabaseError as error:
+        console.say(f"The replay's row stays running until the next replay: {error}")
 
 
 def _close_dead_attempt(names: Mapping[str, Any]) -> None:
@@ -245,9 +253,7 @@ def _replay(config: ResolvedConfig, run: StepRun, console: Console, contest: _Co
     names = (step.model_name, contest.candidate.version, contest.baseline.version, version.name, version.digest)
     rows = replayed.read_rows()
     gate = decide(rows, Subject(*names, step.split), trained_on=replayed.trained_on, min_households=step.min_households)
-    report = write_report(
-        folder, replayed, gate, catalogue, lineage=_traces(run, contest), exclusions=_exclusions(version)
-    )
+    report = write_report(folder, replayed, gate, catalogue, lineage=_traces(run, contest), left_out=_left_out(version))
     run.log_metrics({**replayed.metrics(), **gate_metrics(gate), **difference_metrics(rows)})
     for path in (replayed.rows_path, report.html, *report.plots):
         mlflow.log_artifact(str(path), "replay")
@@ -281,9 +287,11 @@ def _traces(run: StepRun, contest: _Contest) -> dict[str, str]:
     return found
 
 
-def _exclusions(version: DatasetVersion) -> dict[str, int]:
-    found = version.manifest.get("exclusions", {})
-    return {str(reason): int(count) for reason, count in found.items()}
+def _left_out(version: DatasetVersion) -> LeftOut | None:
+    """What the build left out; a manifest from before it held the counts does not tell."""
+    if "exclusions" not in version.manifest:
+        return None
+    return LeftOut(version.manifest["num_plans_seen"], version.manifest["exclusions"])
 
 
 def _tags(step: EvaluateConfig, contest: _Contest) -> dict[str, object]:

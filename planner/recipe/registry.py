@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ModelError
 from planner.decoding.files import MANIFEST, sha256_of_file, verify_package
+from planner.promotion.registry import alias_version, check_not_found, unreachable
 
 KEY_TAG = "planner.key"
 HASH_TAG = "package_sha256"
@@ -123,13 +124,15 @@ def get_version(model_name: str, version: str) -> ModelVersion:
 
     Raises:
         ModelError: there is none; names those that there are.
+        TrackingError: the registry cannot be reached, or refuses.
     """
     client = MlflowClient()
     try:
         if str(version).isdigit():
             return client.get_model_version(model_name, str(version))
         return client.get_model_version_by_alias(model_name, str(version).removeprefix("@"))
-    except MlflowException:
+    except MlflowException as error:
+        check_not_found(error)
         known = ", ".join(str(v.version) for v in all_versions(model_name)) or "none"
         raise ModelError(
             f"There is no version {version!r} of the model {model_name!r}; there are: {known}. "
@@ -140,9 +143,16 @@ def get_version(model_name: str, version: str) -> ModelVersion:
 
 
 def all_versions(model_name: str) -> list[ModelVersion]:
-    """All versions of a model, newest first."""
+    """All versions of a model, newest first.
+
+    Raises:
+        TrackingError: the registry cannot be reached, or refuses.
+    """
     quoted = model_name.replace("'", "")
-    found = MlflowClient().search_model_versions(f"name = '{quoted}'")
+    try:
+        found = MlflowClient().search_model_versions(f"name = '{quoted}'")
+    except MlflowException as error:
+        raise unreachable(error) from error
     return sorted(found, key=lambda version: int(version.version), reverse=True)
 
 
@@ -172,11 +182,12 @@ def find_by_key(model_name: str, key: str) -> RegisteredVersion | None:
 
 
 def find_alias(model_name: str, alias: str) -> str | None:
-    """Number of the version that carries the alias, or None."""
-    try:
-        return str(MlflowClient().get_model_version_by_alias(model_name, alias).version)
-    except MlflowException:
-        return None
+    """Number of the version that carries the alias, or None.
+
+    Raises:
+        TrackingError: the registry cannot be reached, or refuses.
+    """
+    return alias_version(MlflowClient(), model_name, alias)
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

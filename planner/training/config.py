@@ -5,34 +5,11 @@ In: the `train` section of `recipe.yaml`. Out: a frozen `TrainConfig`.
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_validator
 
-
-def _number(value: Any) -> Any:
-    """Read a number that arrived as text: YAML 1.1 gives `1e-4` as text, a command line gives nothing else."""
-    if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise ValueError("a number is needed, such as 0.0001 or 1e-4") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a finite number is needed")
-    return value
-
-
-def _whole(value: Any) -> Any:
-    """Read a whole number that a command line gave as text; anything else is left to the type check."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[StrictInt, BeforeValidator(_whole)]
-Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+from planner.contracts.options import Name, Number, Whole
 
 
 class TrainConfig(BaseModel):

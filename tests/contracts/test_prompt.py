@@ -65,7 +65,10 @@ def test_parsing_is_the_inverse_of_rendering(meals: list[tuple[str, Recipe, int]
     assert parse_plan_text(text, request, CATALOGUE) == plan.in_week_order()
 
 
-@pytest.mark.parametrize("line", ["Mon: No Such Dish", "Monday: Chili", "Mon: Chili x0", "Mon: Chili x", "", "Chili"])
+@pytest.mark.parametrize(
+    "line",
+    ["Mon: No Such Dish", "Monday: Chili", "Mon: Chili x0", "Mon: Chili x", "", "Chili", f"Mon: Chili x{'9' * 5000}"],
+)
 def test_a_line_that_is_no_meal_is_refused(line: str) -> None:
     with pytest.raises(ContractError, match="Not a line of a plan"):
         parse_plan_text(line + "\n", parse_request(SMALLEST), CATALOGUE)

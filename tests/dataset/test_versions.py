@@ -67,6 +67,18 @@ def test_version_has_its_files_and_reads_back(filled: str, tmp_path: Path) -> No
         assert part in summary
 
 
+def test_only_policy_versions_that_an_event_names_are_counted(filled: str, tmp_path: Path) -> None:
+    for place, context, num, listed in (
+        ("some", "CASE WHEN unit_id = 'home-1' THEN '{}'::jsonb ELSE context END", 1, "  - (none): 4 (8.3%)"),
+        ("none", "'{}'::jsonb", 0, "  - (none): 48 (100.0%)"),
+    ):
+        small.run(filled, f"UPDATE exp.events SET context = {context}")
+        folder = build_dataset(filled, small.config(tmp_path / place)).version.training_path.parent
+        summary = (folder / versions.SUMMARY).read_text().splitlines()
+        assert f"- Policy versions: {num}" in summary and listed in summary
+        assert f"<dt>Policy versions</dt><dd>{num}</dd>" in (folder / versions.CARD).read_text()
+
+
 def test_same_rows_are_unchanged_and_other_rows_are_refused(filled: str, tmp_path: Path) -> None:
     first = build_dataset(filled, small.config(tmp_path))
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "planner" / "v1").iterdir()}
@@ -96,6 +108,14 @@ def test_missing_or_changed_file_is_named(filled: str, tmp_path: Path, name: str
     (folder / name).unlink()
     with pytest.raises(DatasetError, match=f"incomplete: {name} is missing"):
         open_version(str(folder))
+
+
+def test_a_home_is_the_users(filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    version = build_dataset(filled, small.config("~/datasets")).version
+    assert version.uri == str(tmp_path / "datasets" / "planner" / "v1")
+    assert open_version("~/datasets/planner/v1") == version
+    assert small.config("s3://bucket/~/x").datasets == "s3://bucket/~/x"
 
 
 def test_missing_folder_says_how_to_build_it(tmp_path: Path) -> None:
@@ -188,6 +208,8 @@ def test_too_many_exclusions_fail_and_are_counted(filled: str, tmp_path: Path) -
     report = build_dataset(filled, small.config(tmp_path, max_excluded_share=0.2))
     assert report.num_rows == 40 and report.exclusions["not_generated"] == 4
     assert list(report.notes.values()) == [4]
+    manifest = open_version(report.version.uri).manifest
+    assert manifest["exclusions"] == report.exclusions and manifest["num_plans_seen"] == 48
 
 
 def test_empty_window_names_the_range_that_there_is(filled: str, tmp_path: Path) -> None:

@@ -106,6 +106,30 @@ def test_equal_scores_in_another_order_are_not_below_the_baseline() -> None:
     assert gate.verdict is Verdict.PASS
 
 
+def test_means_that_are_equal_but_for_rounding_are_not_below_the_baseline() -> None:
+    # 1/3 + 2/9 = 5/9, but not in doubles.
+    mine, other = np.tile([1 / 3, 2 / 9], 60), np.tile([0, 5 / 9], 60)
+    assert math.fsum(mine) < math.fsum(other)
+    gate = decide(rows(plan_alignment_score=mine, baseline_plan_alignment_score=other), SUBJECT)
+    assert gate.verdict is Verdict.PASS and "not below" in said(gate) and "(+0.0000)" in said(gate)
+
+
+@pytest.mark.parametrize("name", ["diversity_score", "leftovers_score"])
+@pytest.mark.parametrize(
+    ("mine", "other"),
+    [
+        (0.665, 0.7), (0.3325, 0.35), (0.6175, 0.65), (0.7125, 0.75), (0.8075, 0.85), (0.95, 1.0), (0.76, 0.8),
+        (0.0, 0.0),
+    ],
+)  # fmt: skip
+def test_a_candidate_exactly_at_the_limit_is_inconclusive_whatever_the_rounding(
+    name: str, mine: float, other: float
+) -> None:
+    gate = decide(rows(160, **{name: mine, f"baseline_{name}": other}), SUBJECT)
+    assert gate.num_households == 80 and gate.verdict is Verdict.INCONCLUSIVE
+    assert "is +0.0000, not above 0" in said(gate) and "stands exactly at the limit" in said(gate)
+
+
 def test_a_reference_is_compared_on_the_rows_that_have_it() -> None:
     previous = {f"previous_{name}": pa.array([None, 0.5] * 60, pa.float64()) for name in SCORES}
     found = differences(rows(**previous), prefix="previous_")

@@ -59,16 +59,19 @@ def test_whatever_is_wrong_is_named_by_its_event(tmp_path: Path) -> None:
     answers[3] = {"event_id": answers[3]["event_id"], "plan": EXAMPLES[3].accepted_plan.to_dict(), "feasible": False}
     answers[4] = {"event_id": answers[4]["event_id"], "plan": {"meals": []}}
     answers[5]["text"] = 5
+    answers[8]["text"] = answers[8]["text"].splitlines()[0].partition(" x")[0] + " x" + "9" * 5000
+    answers[9]["text"] = answers[9]["text"].splitlines()[0].partition(" x")[0] + " x" + "9" * 10
     del answers[6]
     slow = example_of(98, "h98", CATALOGUE, constraints=Constraints(max_prep_time=12))
     answers.append({"event_id": slow.event_id, "plan": EXAMPLES[7].accepted_plan.to_dict()})
     report = verify_outside(lines(tmp_path / "a.jsonl", answers), [*EXAMPLES, slow], CATALOGUE)
     found = {id: texts[0] for id, texts in report.violations.items()}
-    for place, text in ((0, "second time"), (1, "Not a line"), (2, "servings"), (3, "yet it got"), (5, "no text")):
+    told = {0: "second time", 1: "Not a line", 2: "servings", 3: "yet it got", 5: "no text", 8: "Not a line"}
+    for place, text in {**told, 9: "servings is 9999999999"}.items():
         assert text in found[EXAMPLES[place].event_id]
-    assert "but the limit is 12" in found[slow.event_id] and len(found) == 6
+    assert "but the limit is 12" in found[slow.event_id] and len(found) == 8
     assert report.unanswered == (EXAMPLES[6].event_id,) and report.wrongly_infeasible == (EXAMPLES[4].event_id,)
-    assert not report.clean and report.scores["constraint_respect_score"] == pytest.approx(6 / 12)
+    assert not report.clean and report.scores["constraint_respect_score"] == pytest.approx(4 / 12)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,8 @@ def test_whatever_is_wrong_is_named_by_its_event(tmp_path: Path) -> None:
     [
         ("not json", "cannot be read"),
         ("[1]", "line 1 is no object"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"event_id": ' + "9" * 5000 + "}", "cannot be read"),
         ('{"event_id": "e00000", "text": ""}\n{"event_id": "e00000", "text": ""}', "twice"),
         ('{"text": ""}', "without an event_id"),
         ('{"event_id": "other", "text": ""}', "were not asked"),

@@ -10,13 +10,13 @@ import pytest
 from matplotlib.image import imread
 
 from planner.contracts.errors import ReplayError
-from planner.contracts.gate import GateResult
+from planner.contracts.gate import SCORES, GateResult
 from planner.contracts.request import Constraints
 from planner.evaluation.figures import difference_metrics, extreme_cases, infeasible_by_reason, references, segments
 from planner.evaluation.gate import Subject, decide
 from planner.evaluation.plots import Bar, intervals_png, intervals_svg
 from planner.evaluation.replay import Lineage, Replay, replay
-from planner.evaluation.report import write_report
+from planner.evaluation.report import LeftOut, write_report
 from tests.evaluation.planners import catalogue_of, example_of, examples_of, oracle, popular
 
 CATALOGUE = catalogue_of()
@@ -62,7 +62,7 @@ class Page(HTMLParser):
 def test_the_report_is_one_sound_page_that_needs_nothing_else(
     tmp_path: Path, replayed: tuple[Replay, GateResult]
 ) -> None:
-    files = write_report(tmp_path, *replayed, CATALOGUE, lineage={"commit": EVIL}, exclusions={"not_generated": 7})
+    files = write_report(tmp_path, *replayed, CATALOGUE, lineage={"commit": EVIL})
     text = files.html.read_text()
     page = Page(text)
     assert not page.open
@@ -70,7 +70,7 @@ def test_the_report_is_one_sound_page_that_needs_nothing_else(
     assert not any(name in ("src", "href") or name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert EVIL not in text and "&lt;script&gt;" in text
     assert re.search(r"Dish number \d+ &amp; &lt;sauce&gt;", text)
-    assert "not_generated" in text and "nan" not in text.lower()
+    assert "nan" not in text.lower()
     assert text.index(">INCONCLUSIVE<") < text.index("Scores against the baseline")
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in files.plots)
     assert {path.name for path in files.plots} == {"scores.png", "references.png"}
@@ -87,6 +87,16 @@ def test_planners_and_references_stand_side_by_side_and_each_segment_under_its_c
     assert re.findall(r"<summary>(.*?)</summary>", text) == [
         "household size (4)", "mode (1)", "region (2)", "workflow type (2)",
     ]  # fmt: skip
+
+
+def test_what_the_dataset_left_out_is_shown_and_never_taken_for_nothing(
+    tmp_path: Path, replayed: tuple[Replay, GateResult]
+) -> None:
+    told = LeftOut(1234, {"not_generated": 7, EVIL: 0})
+    text = write_report(tmp_path, *replayed, CATALOGUE, left_out=told).html.read_text()
+    assert "7 of 1,234 accepted plans in the window were left out." in text
+    assert "<td>not_generated</td><td>7</td>" in text and EVIL not in text
+    assert "does not tell" in write_report(tmp_path, *replayed, CATALOGUE).html.read_text()
 
 
 def test_dishes_that_both_plans_have_are_ticked(tmp_path: Path) -> None:
@@ -114,6 +124,23 @@ def test_every_row_is_in_one_segment_of_each_column(replayed: tuple[Replay, Gate
     for column in {segment.column for segment in found}:
         assert sum(segment.num_rows for segment in found if segment.column == column) == 61
     assert ("region", "unknown") in {(segment.column, segment.value) for segment in found}
+
+
+def test_each_segment_has_the_scores_of_both_planners_beside_their_difference(
+    tmp_path: Path, replayed: tuple[Replay, GateResult]
+) -> None:
+    rows = replayed[0].read_rows()
+    text = write_report(tmp_path, *replayed, CATALOGUE).html.read_text()
+    for part in segments(rows):
+        for name in SCORES:
+            mine, other = part.scores[name], part.baseline_scores[name]
+            assert mine - other == pytest.approx(part.differences[name].mean)
+            assert f'<small class="of">{mine:.4f} against {other:.4f}</small>' in text
+    in_plan_first = [row for row in rows.to_pylist() if row["workflow_type"] == "plan-first"]
+    [part] = [part for part in segments(rows) if part.value == "plan-first"]
+    assert part.scores["leftovers_score"] == pytest.approx(
+        sum(row["leftovers_score"] for row in in_plan_first) / part.num_rows
+    )
 
 
 def test_references_count_the_rows_that_have_them(replayed: tuple[Replay, GateResult]) -> None:

@@ -10,6 +10,7 @@ from psycopg2.extensions import connection as Connection
 
 from planner.contracts.errors import PromotionError
 from planner.contracts.gate import SCORES, GateResult, Verdict
+from planner.dataset.database import create_schema
 from planner.promotion.results import (
     ReplayRow,
     fail_replay,
@@ -182,3 +183,44 @@ def test_a_row_that_lacks_part_of_a_pass_is_none(db: Connection, ask: Ask, gate:
     ask(f"UPDATE exp.offline_replay_results SET {forged}")
     evidence = latest_evidence(db, "planner_model", "2")
     assert evidence is not None and not evidence.passed
+
+
+def test_the_view_gives_the_change_from_the_last_completed_replay_of_the_version_before(
+    db: Connection, ask: Ask, gate: Gate
+) -> None:
+    def replay(version: str, run_id: str, share: float) -> None:
+        record(db, gate(model_version=version, scores=dict.fromkeys(SCORES, share)), run_id)
+
+    replay("2", "two", 0.5)
+    replay("2", "two again", 0.6)
+    fail_replay(db, run_id="three", message="Broke off.", **{**BEGUN, "model_version": "3"})
+    replay("4", "four", 0.75)
+    start_replay(db, run_id="four again", **{**BEGUN, "model_version": "4"})
+    changes = [f"{name.removesuffix('_score')}_change" for name in SCORES]
+    rows = ask(f"SELECT mlflow_run_id, policy_version, {', '.join(changes)} FROM exp.v_offline_replay")
+    found = {run: (version, {*values}) for run, version, *values in rows}
+    assert found == {
+        "two": (2, {None}),
+        "two again": (2, {None}),
+        "three": (3, {None}),
+        "four": (4, {Decimal("0.15")}),
+        "four again": (4, {None}),
+    }
+
+
+def test_a_database_with_the_older_view_takes_the_schema_again(db: Connection, ask: Ask) -> None:
+    ask("DROP VIEW exp.v_offline_replay")
+    ask(
+        "CREATE VIEW exp.v_offline_replay AS SELECT r.id, p.name AS policy_name, pv.version AS policy_version,"
+        " pv.mlflow_model_name, pv.mlflow_model_version, r.dataset_version, r.mlflow_run_id, r.plan_alignment_score,"
+        " r.constraint_respect_score, r.edit_distance_score, r.diversity_score, r.leftovers_score,"
+        " r.is_better_than_baseline, r.status, r.created_at,"
+        " r.plan_alignment_score - lag(r.plan_alignment_score) OVER w AS plan_alignment_change,"
+        " r.edit_distance_score - lag(r.edit_distance_score) OVER w AS edit_distance_change,"
+        " r.diversity_score - lag(r.diversity_score) OVER w AS diversity_change,"
+        " r.leftovers_score - lag(r.leftovers_score) OVER w AS leftovers_change"
+        " FROM exp.offline_replay_results r JOIN exp.policy_versions pv ON pv.id = r.policy_version_id"
+        " JOIN exp.policies p ON p.id = pv.policy_id WINDOW w AS (PARTITION BY pv.policy_id ORDER BY pv.version)"
+    )
+    create_schema(db)
+    assert ask("SELECT constraint_respect_change FROM exp.v_offline_replay") == []

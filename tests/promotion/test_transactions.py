@@ -176,6 +176,14 @@ def test_reading_leaves_the_callers_transaction_as_it_was(db: Connection, ask: A
 
 
 def test_a_reader_without_the_right_to_write_is_told_what_to_grant(db: Connection) -> None:
-    db.set_session(readonly=True)
-    with pytest.raises(DatabaseError, match="Grant"):
+    with db, db.cursor() as cursor:
+        cursor.execute("SET ROLE pg_read_all_data")
+    with pytest.raises(DatabaseError, match="permission denied .* Grant it"):
         ensure_policy_version(db, policy="p", model_name="planner_model", model_version="1", config_defaults={})
+
+
+def test_a_standby_is_told_from_a_user_without_the_right_to_write(db: Connection) -> None:
+    db.set_session(readonly=True)
+    with pytest.raises(DatabaseError, match="read-only transaction.* name the primary") as refused:
+        ensure_policy_version(db, policy="p", model_name="planner_model", model_version="1", config_defaults={})
+    assert "Grant" not in str(refused.value)

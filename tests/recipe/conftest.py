@@ -16,6 +16,13 @@ from tests.recipe.project import Sandbox, new_sandbox
 from tests.tiny import tiny_base_folder
 
 HOUSEHOLDS = 150
+# One accepted plan of the window that no build can make a row of, so that there is something to be left out.
+LOSE_A_GENERATION = """
+DELETE FROM exp.events WHERE event_type = 'plan_generated' AND payload ->> 'plan_id' = (
+    SELECT payload ->> 'plan_id' FROM exp.events WHERE event_type = 'plan_accepted' AND "timestamp" >= '2017-10-01'
+    ORDER BY "timestamp", id LIMIT 1
+)
+"""
 _DEMO = "planner_demo_template"
 _names = itertools.count(1)
 
@@ -27,6 +34,8 @@ def new_database(postgres_url: str) -> Callable[[], str]:
     with contextlib.closing(connect(of_database(postgres_url, _DEMO))) as connection:
         create_schema(connection)
         load_demo(connection, households=HOUSEHOLDS)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(LOSE_A_GENERATION)
 
     def create() -> str:
         name = f"planner_recipe_{next(_names)}"

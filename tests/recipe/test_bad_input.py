@@ -275,6 +275,29 @@ def test_promotion_without_a_passed_replay_says_why_not(sandbox: Sandbox, result
 # --- databases ---
 
 
+def test_a_database_that_fails_as_well_does_not_hide_why_a_replay_broke_off(sandbox: Sandbox, results: Results) -> None:
+    (sandbox.root / "taken").mkdir()
+    (sandbox.root / "taken" / "replay").write_text("a file where a folder is wanted")
+    sandbox.write_profile("taken", TINY + "folder: taken\n")
+    execute(
+        sandbox.database,
+        "CREATE FUNCTION refuse() RETURNS trigger AS $$BEGIN RAISE EXCEPTION 'disk full'; END$$ LANGUAGE plpgsql",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON exp.offline_replay_results EXECUTE FUNCTION refuse()",
+    )
+    try:
+        done = sandbox.step("evaluate", "taken")
+    finally:
+        execute(
+            sandbox.database,
+            "DROP FUNCTION refuse CASCADE",
+            "DELETE FROM exp.offline_replay_results WHERE status = 'running'",
+        )
+    told, line = done.said
+    assert "row stays running" in told and "disk full" in told
+    assert done.code == 1 and line.startswith("ReplayError: ") and "cannot be written" in line
+    failed(sandbox, "evaluate", line)
+
+
 def test_no_server_at_the_url(sandbox: Sandbox) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from planner.contracts.errors import ConfigError
 from planner.recipe.cli import describe, main
-from planner.recipe.config import PROJECT, load_config
+from planner.recipe.config import PROJECT, STEPS, load_config
 
 
 @pytest.fixture
@@ -41,6 +44,49 @@ def test_profile_overlays_differences_and_keeps_the_rest(project: Path) -> None:
 def test_lists_replace(project: Path) -> None:
     write_profile(project, "train:\n  target_modules: [q_proj]\n")
     assert list(load_config("mine", project=project).recipe.train.target_modules) == ["q_proj"]
+
+
+@pytest.mark.parametrize("empty", ["", " {}", " null"])
+def test_an_empty_section_of_a_profile_changes_nothing(project: Path, empty: str) -> None:
+    write_profile(project, "".join(f"{step}:{empty}\n" for step in STEPS))
+    found = load_config("mine", project=project)
+    write_profile(project, "")
+    assert found == load_config("mine", project=project) and set(found.sources.values()) == {"recipe.yaml"}
+
+
+def test_an_empty_mapping_is_the_value_of_an_option_that_is_one(project: Path) -> None:
+    write_profile(project, "build_dataset:\n  checks: {}\n")
+    config = load_config("mine", project=project)
+    assert dict(config.recipe.build_dataset.checks) == {}
+    assert config.sources["build_dataset.checks"] == "profiles/mine.yaml"
+
+
+def test_a_version_is_a_number_or_a_text(project: Path) -> None:
+    write_profile(project, "evaluate: {model_version: 3, baseline_version: '2'}\npromote: {model_version: 3}\n")
+    recipe = load_config("mine", project=project).recipe
+    assert recipe.evaluate.model_version == recipe.promote.model_version == "3"
+
+
+def test_every_float_takes_a_number_that_yaml_reads_as_text(project: Path) -> None:
+    sections = {step: type(load_config("local").step(step)).model_fields for step in STEPS}
+    floats = {
+        step: [name for name, field in fields.items() if "float" in str(field.annotation)]
+        for step, fields in sections.items()
+    }
+    assert sum(map(len, floats.values())) == 12
+    written = {step: dict.fromkeys(names, "5e-2") for step, names in floats.items()}
+    write_profile(project, yaml.safe_dump(written | {"promote": {**written["promote"], "experiment": "weekly"}}))
+    values = load_config("mine", project=project).values()
+    assert {values[f"{step}.{name}"] for step, names in floats.items() for name in names} == {0.05}
+
+
+@pytest.mark.parametrize("step", ["train", "evaluate", "promote"])
+def test_a_model_name_is_the_same_for_every_step(project: Path, step: str) -> None:
+    write_profile(project, f"{step}:\n  model_name: my_model-2.b\n")
+    load_config("mine", project=project)
+    write_profile(project, f"{step}:\n  model_name: My_Model\n")
+    with pytest.raises(ConfigError, match=f"{step}.model_name is 'My_Model'"):
+        load_config("mine", project=project)
 
 
 def test_parameter_wins_over_profile_and_empty_means_not_given(project: Path) -> None:
@@ -95,6 +141,20 @@ def test_show_config_prints_every_value_with_its_source(capsys: pytest.CaptureFi
     assert lines["train.model_base"].endswith("# profiles/gpu.yaml")
     assert lines["train.seed"].endswith("# parameter seed")
     assert set(lines) - {"# profile gpu"} == set(load_config("gpu").values())
+
+
+@pytest.mark.parametrize("text", ["train.lr", "=5", "train"])
+def test_an_override_that_sets_nothing_is_a_usage_error(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["show-config", text])
+    told = capsys.readouterr()
+    assert ended.value.code == 2 and told.out == "" and "write name=value" in told.err and repr(text) in told.err
+
+
+def test_show_config_stops_quietly_when_its_reader_does() -> None:
+    command = f"{sys.executable} -m planner show-config | true"
+    cut = subprocess.run(command, cwd=PROJECT, shell=True, capture_output=True, check=False)
+    assert cut.stderr == b""
 
 
 def test_show_config_of_a_wrong_value_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ One sandbox, one story: each fixture goes on where the one before it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ import yaml
 from mlflow.entities import Run
 
 from planner.contracts.gate import SCORES
+from planner.dataset.database import connect
 from tests.recipe.project import TINY, Finished, Sandbox
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -187,6 +189,15 @@ def test_the_replay_stands_in_store_and_database(sandbox: Sandbox, first: Chapte
     assert {version for (version,) in linked} == set(first.model_versions)
 
 
+def test_the_report_shows_what_the_dataset_left_out(sandbox: Sandbox, first: Chapter) -> None:
+    manifest = json.loads((Path(sandbox.outputs("build_dataset")["dataset"]) / "manifest.json").read_text())
+    seen = manifest["rows"] + sum(manifest["exclusions"].values())
+    assert manifest["exclusions"]["not_generated"] == 1 and manifest["num_plans_seen"] == seen
+    text = sandbox.artifact(first.children["evaluate"], "replay/report.html").read_text()
+    assert f"{sum(manifest['exclusions'].values())} of {seen:,} accepted plans in the window were left out." in text
+    assert "<td>not_generated</td><td>1</td>" in text
+
+
 def test_a_closed_gate_is_a_result_with_its_reasons(sandbox: Sandbox, first: Chapter) -> None:
     verdict = first.children["evaluate"].data.tags["verdict"]
     assert verdict in ("FAIL", "INCONCLUSIVE"), "random weights pass no gate against what is popular"
@@ -278,6 +289,26 @@ def test_a_step_alone_runs_by_its_entry_point(sandbox: Sandbox, restored: Chapte
     assert done.code == 0, done.err
     assert "nothing: it was promoted before" in done.out
     assert sandbox.rows("SELECT count(*) FROM exp.policy_versions") == before
+
+
+def test_a_share_of_an_experiment_is_given_from_the_command_line(sandbox: Sandbox, restored: Chapter) -> None:
+    assert sandbox.database is not None
+    with contextlib.closing(connect(sandbox.database)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(
+            "WITH e AS (INSERT INTO exp.experiments (name, status, unit_type) VALUES ('weekly plans', 'active',"
+            " 'household') RETURNING id) INSERT INTO exp.variants (experiment_id, name, allocation)"
+            " SELECT id, 'control', 1 FROM e"
+        )
+    number = restored.children["promote"].data.tags["model_version"]
+    values = {"profile": "tiny", "model_version": number, "allocation": "0.05", "experiment": "weekly plans"}
+    options = [text for name, value in values.items() for text in ("-P", f"{name}={value}")]
+    done = sandbox.mlflow_run("-e", "promote", *options, "-P", "variant=the new one")
+    assert done.code == 0, done.err[-3000:]
+    assert "variant the new one of weekly plans at 0.0500" in done.out
+    assert sandbox.rows("SELECT name, allocation::text FROM exp.variants ORDER BY allocation") == [
+        ("the new one", "0.0500"),
+        ("control", "0.9500"),
+    ]
 
 
 def test_the_table_and_the_outputs_agree(sandbox: Sandbox, first: Chapter) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from planner.contracts.errors import ConfigError, EnvironmentMismatchError
-from planner.recipe.config import load_config
+from planner.recipe.config import PROJECT, load_config
 from planner.recipe.environment import DATABASE_VARIABLE, TRACKING_VARIABLE, database_url, git_state, use_tracking_store
 from planner.recipe.fingerprint import code_hash, step_fingerprint
 from planner.recipe.packages import check_packages, pinned_packages
@@ -52,6 +54,16 @@ def test_a_package_that_differs_is_named_with_the_way_out(tmp_path: Path) -> Non
     message = str(caught.value)
     assert "pydantic is " in message and "no-such-package is missing, not 1" in message and "moto is " in message
     assert "start.py setup" in message
+
+
+def test_the_test_step_refuses_a_wrong_environment_in_one_line(tmp_path: Path) -> None:
+    for name in ("steps", "planner"):
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["no-such-package==1"]\n')
+    command = [sys.executable, "-m", "steps.test"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("EnvironmentMismatchError: ") and "no-such-package" in done.stderr
 
 
 def git(folder: Path, *arguments: str) -> None:

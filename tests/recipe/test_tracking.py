@@ -12,8 +12,9 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from planner.contracts.errors import DatasetError, TrackingError
+from planner.contracts.errors import DatasetError, ModelError, TrackingError
 from planner.recipe.config import PROJECT, load_config
+from planner.recipe.registry import find_alias, get_version, newest_trained
 from planner.recipe.tracking import COMMIT_TAG, ERROR_TAG, LEASE_TAG, find_committed, reap_dead_runs, step_run
 
 
@@ -44,6 +45,27 @@ def test_a_finished_step_is_found_by_its_fingerprint(store: str) -> None:
     assert find_committed("train", "f" * 32) == (run.run_id, {"model_version": "3"})
     assert find_committed("train", "e" * 32) is None
     assert find_committed("evaluate", "f" * 32) is None
+
+
+def test_a_registry_that_fails_is_never_taken_for_one_without_such_a_version(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alias, *others = asked = (
+        lambda: find_alias("planner_model", "production"),
+        lambda: get_version("planner_model", "1"),
+        lambda: get_version("planner_model", "@production"),
+        lambda: newest_trained("planner_model"),
+    )
+    assert alias() is None
+    for ask in others:
+        with pytest.raises(ModelError, match="there are: none|No trained version"):
+            ask()
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for ask in asked:
+        with pytest.raises(TrackingError, match="MLflow failed: .*Check MLFLOW_TRACKING_URI") as error:
+            ask()
+        assert "\n" not in str(error.value)
 
 
 def test_a_failed_step_leaves_its_message_and_no_commit_marker(store: str) -> None:

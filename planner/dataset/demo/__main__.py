@@ -8,6 +8,7 @@ import time
 from planner.contracts.errors import PlannerError
 from planner.dataset.demo.load import derive_demo
 from planner.dataset.demo.statistics import demo_statistics
+from planner.dataset.output import reader_may_leave
 
 
 def main() -> int:
@@ -18,8 +19,9 @@ def main() -> int:
     except PlannerError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    for what, value in rows:
-        print(f"{what:<45}{value}")
+    with reader_may_leave():
+        for what, value in rows:
+            print(f"{what:<45}{value}")
     print(f"derived and counted in {time.monotonic() - started:.1f} s", file=sys.stderr)
     return 0
 
