@@ -29,7 +29,8 @@ def violations(plan: Plan, request: Request, catalogue: Catalogue) -> tuple[str,
     known = [(meal, catalogue.by_id[meal.recipe_id]) for meal in plan.meals if meal.recipe_id in catalogue.by_id]
     for recipe in {recipe.id: recipe for _, recipe in known}.values():
         found += _broken_by_recipe(recipe, request)
-    found += _over_budget(known, request.constraints.budget)
+    if plan.meals:
+        found += _over_budget(known, request.constraints.budget)
     return tuple(found)
 
 

@@ -100,11 +100,13 @@ def variant_config(policy_version: PolicyVersion, params: Mapping[str, Any]) -> 
     }
 
 
-def read_policy_version_id(config: Mapping[str, Any] | None) -> str | None:
+def read_policy_version_id(config: object) -> str | None:
     """The policy version that a variant's config names, in today's form or the older one at the root."""
-    nested = (config or {}).get("mlflow_model")
+    if not isinstance(config, Mapping):
+        return None
+    nested = config.get("mlflow_model")
     found = nested.get("policy_version_id") if isinstance(nested, Mapping) else None
-    found = found or (config or {}).get("policy_version_id")
+    found = found or config.get("policy_version_id")
     return None if found is None else str(found).lower()
 
 

@@ -66,7 +66,14 @@ def run_recipe(
                     StepResult(step, None, None, 0.0, in_use, "in production already: nothing new to compare")
                 )
                 break
-            outputs = _one_step(profile, step, overrides, step in forced, console, results)
+            started = time.monotonic()
+            try:
+                outputs = _one_step(profile, step, overrides, step in forced, console, results)
+            except PlannerError:
+                console.close()
+                results.append(StepResult(step, None, None, time.monotonic() - started, "", "FAILED"))
+                print_results(results, lines=["What is done stays done: the same command goes on behind it."])
+                raise
             parent.outputs[step] = dict(outputs)
             if step == "evaluate" and outputs["verdict"] != Verdict.PASS:
                 break

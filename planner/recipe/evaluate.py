@@ -98,13 +98,13 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
         start_replay(connection, **names)
     try:
         replayed, gate = _replay(config, run, console, contest)
+        with closing(connect(current_database_url())) as connection:
+            record_replay(
+                connection, gate, run_id=run.run_id, policy=promote.policy, config_defaults=promote.config_defaults
+            )
     except BaseException as error:
         _note_failure(names, message_of(error) or type(error).__name__, console)
         raise
-    with closing(connect(current_database_url())) as connection:
-        record_replay(
-            connection, gate, run_id=run.run_id, policy=promote.policy, config_defaults=promote.config_defaults
-        )
     if gate.verdict is Verdict.PASS:
         mark_candidate(MlflowClient(), gate.model_name, gate.model_version)
     run.set_tags({"verdict": gate.verdict, "trained_on": str(replayed.trained_on).lower()})
@@ -174,12 +174,13 @@ def _close_dead_attempt(names: Mapping[str, Any]) -> None:
 def _contest(config: ResolvedConfig, step: EvaluateConfig) -> _Contest:
     version, candidate = dataset_of(config, step.dataset), _candidate(step)
     number = _named_baseline(step)
-    if number == candidate.version:
-        raise ReplayError(
-            f"Version {number} of {step.model_name} is both candidate and baseline. Give another baseline_version.",
-            version=number,
-        )
     baseline = read_back(step.model_name, number) if number else _built_in_baseline(step.model_name, version)
+    if baseline.version == candidate.version:
+        raise ReplayError(
+            f"Version {candidate.version} of {step.model_name} is both candidate and baseline. Give another "
+            "baseline_version.",
+            version=candidate.version,
+        )
     return _Contest(candidate, baseline, version)
 
 

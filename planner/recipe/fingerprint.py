@@ -13,14 +13,25 @@ from typing import Any
 
 from planner.recipe.config import PROJECT
 
-# Rooms whose code decides a step's result. `recipe` is in each: it wires the step.
+# Rooms whose code decides a step's result, and modules of other rooms that do.
 ROOMS_OF_STEP: Mapping[str, tuple[str, ...]] = {
     "build_dataset": ("contracts", "dataset"),
     "train": ("contracts", "training", "decoding"),
     "evaluate": ("contracts", "decoding", "evaluation"),
     "promote": ("contracts", "promotion"),
 }
-SHARED_CODE = ("planner/recipe/registry.py", "planner/recipe/tracking.py")
+MODULES_OF_STEP: Mapping[str, tuple[str, ...]] = {
+    "build_dataset": ("recipe/build_dataset.py",),
+    "train": (
+        "recipe/train.py", "recipe/fine_tune.py", "recipe/training_log.py", "recipe/resumption.py",
+        "recipe/s3_store.py", "dataset/read.py",
+    ),
+    "evaluate": (
+        "recipe/evaluate.py", "recipe/workers.py", "dataset/read.py", "promotion/candidate.py", "promotion/results.py",
+    ),
+    "promote": ("recipe/promote.py",),
+}  # fmt: skip
+SHARED_CODE = ("recipe/lineage.py", "recipe/registry.py", "recipe/tracking.py", "promotion/registry.py")
 
 
 def step_fingerprint(step: str, config: Mapping[str, Any], inputs: Mapping[str, Any], project: Path = PROJECT) -> str:
@@ -37,11 +48,10 @@ def step_fingerprint(step: str, config: Mapping[str, Any], inputs: Mapping[str, 
 
 def code_hash(step: str, project: Path = PROJECT) -> str:
     """SHA-256 over the names and bytes of every source file that the step runs, and the project's pins."""
-    names = [f"{step}.py", *(["fine_tune.py"] if step == "train" else [])]
-    files = [project / "pyproject.toml", *(project / "planner/recipe" / name for name in names)]
-    files += [project / name for name in SHARED_CODE]
+    rooms = project / "planner"
+    files = {project / "pyproject.toml", *(rooms / name for name in (*SHARED_CODE, *MODULES_OF_STEP[step]))}
     for room in ROOMS_OF_STEP[step]:
-        files += [p for p in (project / "planner" / room).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        files |= {p for p in (rooms / room).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.relative_to(project).as_posix().encode() + b"\0")

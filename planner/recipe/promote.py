@@ -96,5 +96,5 @@ def _resolved(config: ResolvedConfig) -> PromoteConfig:
     """The config with the version that is meant: the one given, else the newest trained one."""
     step = config.recipe.promote
     if step.model_version is None:
-        return step.model_copy(update={"model_version": newest_trained(step.model_name).version})
+        return step.model_copy(update={"model_version": str(newest_trained(step.model_name).version)})
     return step.model_copy(update={"model_version": str(get_version(step.model_name, step.model_version).version)})

@@ -136,6 +136,7 @@ def test_a_dish_twice_and_an_empty_plan_break_nothing() -> None:
         violations(Plan((Meal("monday", "r1", 1), Meal("friday", "r1", 2))), Request(Household("h")), catalogue) == ()
     )
     assert violations(Plan(()), Request(Household("h")), catalogue) == ()
+    assert violations(Plan(()), Request(Household("h"), constraints=Constraints(budget=-5.0)), catalogue) == ()
 
 
 def test_a_request_is_satisfiable_when_one_serving_of_one_dish_fits() -> None:

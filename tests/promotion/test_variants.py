@@ -121,6 +121,8 @@ def test_a_variant_of_the_older_form_is_recognised(db: Connection, ask: Ask, exp
         ({"mlflow_model": "m"}, None),
         ({}, None),
         (None, None),
+        (["b"], None),
+        ("b", None),
     ],
 )
 def test_both_forms_of_a_config_are_read(config: Any, found: str | None) -> None:

@@ -143,6 +143,7 @@ def test_an_empty_window_says_where_the_plans_are(sandbox: Sandbox) -> None:
 def test_an_empty_window_fails_the_whole_recipe_with_the_steps_message(sandbox: Sandbox) -> None:
     done = sandbox.step("main", start_date="2015-01-01", end_date="2015-02-01")
     assert done.code != 0 and "Traceback" not in done.err
+    assert "build_dataset" in done.out and "FAILED" in done.out
     last = done.said[-1]
     assert last.startswith("StepFailedError: Step build_dataset failed: There is no row from 2015-01-01 to 2015-02-01")
     failed(sandbox, "main", last)
@@ -252,6 +253,9 @@ def test_a_baseline_that_is_the_candidate(sandbox: Sandbox, results: Results) ->
     done = sandbox.step("evaluate", model_version=results.version, baseline_version=results.version)
     line = refused(done, "both candidate and baseline", "Give another baseline_version")
     failed(sandbox, "evaluate", line)
+    before = sandbox.replay_rows()
+    refused(sandbox.step("evaluate", model_version=results.baseline), "both candidate and baseline")
+    assert sandbox.replay_rows() == before, "a replay that never began has no row"
 
 
 def test_a_model_file_that_was_changed(sandbox: Sandbox, results: Results) -> None:

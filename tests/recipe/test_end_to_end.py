@@ -288,6 +288,8 @@ def test_a_step_alone_runs_by_its_entry_point(sandbox: Sandbox, restored: Chapte
     done = sandbox.step("promote", model_version=number)
     assert done.code == 0, done.err
     assert "nothing: it was promoted before" in done.out
+    newest = sandbox.step("promote")
+    assert newest.code == 0 and "nothing: it was promoted before" in newest.out, newest.err
     assert sandbox.rows("SELECT count(*) FROM exp.policy_versions") == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from planner.contracts.errors import ConfigError, EnvironmentMismatchError
 from planner.recipe.config import PROJECT, load_config
 from planner.recipe.environment import DATABASE_VARIABLE, TRACKING_VARIABLE, database_url, git_state, use_tracking_store
-from planner.recipe.fingerprint import code_hash, step_fingerprint
+from planner.recipe.fingerprint import MODULES_OF_STEP, ROOMS_OF_STEP, SHARED_CODE, code_hash, step_fingerprint
 from planner.recipe.packages import check_packages, pinned_packages
 
 
@@ -87,9 +88,8 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").write_text("pins")
     for name in (
         "recipe/train.py",
-        "recipe/fine_tune.py",
-        "recipe/registry.py",
-        "recipe/tracking.py",
+        *SHARED_CODE,
+        *MODULES_OF_STEP["train"],
         "training/loop.py",
         "dataset/build.py",
     ):
@@ -106,6 +106,23 @@ def test_an_edited_helper_module_changes_the_fingerprint_and_a_touch_does_not(pr
     assert code_hash("train", project) == before
     (project / "planner/training/loop.py").write_text("edited")
     assert code_hash("train", project) != before
+
+
+# What a step imports but what decides nothing of its result: its values are hashed, or it only talks.
+TALK = {"recipe/config", "recipe/console", "recipe/environment", "recipe/fingerprint", "recipe/parents"}
+# A dataset is hashed as an input, whoever opens it; what a database answers stands in no result.
+OPENS = {"dataset/versions", "dataset/s3", "dataset/database", "dataset/build", "dataset/config", "dataset/fingerprint"}
+
+
+@pytest.mark.parametrize("step", list(ROOMS_OF_STEP))
+def test_the_fingerprint_is_over_each_module_that_the_step_imports(step: str) -> None:
+    hashed = {name.removesuffix(".py") for name in (*SHARED_CODE, *MODULES_OF_STEP[step])}
+    for name in [name.removesuffix(".py") for name in MODULES_OF_STEP[step] if name.startswith("recipe/")]:
+        tree = ast.parse((PROJECT / "planner" / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("planner."):
+                used = (node.module or "").removeprefix("planner.").replace(".", "/")
+                assert used in hashed | TALK | OPENS or used.split("/")[0] in ROOMS_OF_STEP[step], f"{name}: {used}"
 
 
 def test_fingerprint_follows_config_and_inputs(project: Path) -> None:
