@@ -134,6 +134,10 @@ def _list(value: object, field: str) -> list[Any]:
 def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise _error(field, value, "a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half a character ("\ud800")
+        raise _error(field, value, "a text of whole characters") from None
     return value
 
 

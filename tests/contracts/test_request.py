@@ -50,6 +50,7 @@ def test_absent_and_null_members_take_the_defaults() -> None:
         ("household.size", True, "household.size"),
         ("household.restrictions", "nuts", "household.restrictions"),
         ("household.preferences", [1], "household.preferences[0]"),
+        ("household.preferences", ["\ud800"], "household.preferences[0]"),
         ("pantry.items", {}, "pantry.items"),
         ("pantry.items", [{"quantity": 1}], "pantry.items[0].name"),
         ("constraints.budget", float("nan"), "constraints.budget"),
