@@ -21,6 +21,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import SiLUActivation
 
+_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
 
 @contextmanager
 def fused(peft_model: PeftModel) -> Iterator[None]:
@@ -57,6 +59,21 @@ class Norm(torch.autograd.Function):
         return (slope_BTC * weight_C).sub_(normed_BTC).mul_(scale_BT1), None, None
 
 
+class FrozenLinear(torch.autograd.Function):
+    """x W' with a frozen W, which is all that is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTC: torch.Tensor, weight_OC: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight_OC)
+        return product(x_BTC, weight_OC)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_BTO: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (weight_OC,) = ctx.saved_tensors
+        return product(slope_BTO, weight_OC.T), None
+
+
 class GatedMlp(torch.autograd.Function):
     """down(silu(gate(x)) * up(x)) with frozen weights; gate and up are kept, what is made of them is made again."""
 
@@ -65,19 +82,19 @@ class GatedMlp(torch.autograd.Function):
         ctx: Any, x_BTC: torch.Tensor, gate_IC: torch.Tensor, up_IC: torch.Tensor, down_CI: torch.Tensor
     ) -> torch.Tensor:
         x_NC = x_BTC.flatten(0, -2)
-        gate_NI, up_NI = x_NC @ gate_IC.T, x_NC @ up_IC.T
+        gate_NI, up_NI = product(x_NC, gate_IC), product(x_NC, up_IC)
         ctx.save_for_backward(gate_NI, up_NI, gate_IC, up_IC, down_CI)
-        return (nn.functional.silu(gate_NI).mul_(up_NI) @ down_CI.T).view(x_BTC.shape)
+        return product(nn.functional.silu(gate_NI).mul_(up_NI), down_CI).view(x_BTC.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_BTC: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         gate_NI, up_NI, gate_IC, up_IC, down_CI = ctx.saved_tensors
-        slope_NI = slope_BTC.flatten(0, -2) @ down_CI
+        slope_NI = product(slope_BTC.flatten(0, -2), down_CI.T)
         up_slope_NI = nn.functional.silu(gate_NI).mul_(slope_NI)
         gate_slope_NI = slope_NI.mul_(up_NI)
         torch.ops.aten.silu_backward.grad_input(gate_slope_NI, gate_NI, grad_input=gate_slope_NI)
-        x_slope_NC = (gate_slope_NI @ gate_IC).addmm_(up_slope_NI, up_IC)
+        x_slope_NC = product(gate_slope_NI, gate_IC.T).add_(product(up_slope_NI, up_IC.T))
         return x_slope_NC.view(slope_BTC.shape), None, None, None
 
 
@@ -92,7 +109,7 @@ class AdaptedLinear(torch.autograd.Function):
         low_NR = x_NC @ a_RC.T
         ctx.save_for_backward(x_NC, low_NR, weight_OC, a_RC, b_OR)
         ctx.scale = scale
-        out_NO = (x_NC @ weight_OC.T).addmm_(low_NR, b_OR.T, alpha=scale)
+        out_NO = product(x_NC, weight_OC).addmm_(low_NR, b_OR.T, alpha=scale)
         return out_NO.view(*x_BTC.shape[:-1], -1)
 
     @staticmethod
@@ -103,8 +120,16 @@ class AdaptedLinear(torch.autograd.Function):
         slope_NR = (slope_NO @ b_OR).mul_(ctx.scale)
         x_slope = None
         if ctx.needs_input_grad[0]:
-            x_slope = (slope_NO @ weight_OC).addmm_(slope_NR, a_RC).view(*slope_BTO.shape[:-1], -1)
+            x_slope = product(slope_NO, weight_OC.T).addmm_(slope_NR, a_RC).view(*slope_BTO.shape[:-1], -1)
         return x_slope, None, slope_NR.T @ x_NC, (slope_NO.T @ low_NR).mul_(ctx.scale), None
+
+
+def product(x_NC: torch.Tensor, weight_OC: torch.Tensor) -> torch.Tensor:
+    """The product x W', by oneDNN where it can: 9 % faster than MKL, which `@` takes, on the AMD machine measured."""
+    if _ONEDNN and x_NC.is_cpu and x_NC.dtype == torch.float32:
+        out_NO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_NC, weight_OC, None, "none", [], "")
+        return out_NO
+    return x_NC @ weight_OC.T
 
 
 def _fused_forward(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -121,6 +146,8 @@ def _fused_forward(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] 
     projections = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if isinstance(getattr(module, "act_fn", None), (nn.SiLU, SiLUActivation)) and all(map(_is_frozen, projections)):
         return _by(GatedMlp, *(part.weight for part in projections if part is not None))
+    if isinstance(module, nn.Linear) and _is_frozen(module):
+        return _by(FrozenLinear, module.weight)
     return None
 
 

@@ -10,7 +10,7 @@ from planner.training.adapter import adapted, trainable
 from planner.training.attention import packed_attention
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows, row_losses
-from planner.training.fused import AdaptedLinear, GatedMlp, Norm, fused
+from planner.training.fused import AdaptedLinear, FrozenLinear, GatedMlp, Norm, fused
 from planner.training.text import encode_rows
 
 CONFIG = TrainConfig(model_base="tiny", lora_r=4)
@@ -36,6 +36,7 @@ def test_each_backward_pass_is_the_gradient():
     assert torch.autograd.gradcheck(GatedMlp.apply, (x, *mlp))
     assert torch.autograd.gradcheck(AdaptedLinear.apply, (x, matrix(4, 6), *adapter, 0.7))
     assert torch.autograd.gradcheck(AdaptedLinear.apply, (x.detach(), matrix(4, 6), *adapter, 0.7))
+    assert torch.autograd.gradcheck(FrozenLinear.apply, (x, matrix(4, 6)))
 
 
 def changed_modules(peft_model: PeftModel) -> set[str]:
@@ -54,13 +55,9 @@ def test_losses_and_gradients_are_those_of_the_modules(model, rows, modules):
         peft_model.zero_grad()
         with fused(peft_model):
             mlp = {"mlp"} if modules != EVERYWHERE else set()
-            assert changed_modules(peft_model) == {
-                *modules,
-                "input_layernorm",
-                "post_attention_layernorm",
-                "norm",
-                *mlp,
-            }
+            norms = {"input_layernorm", "post_attention_layernorm", "norm"}
+            linear = {*EVERYWHERE, "base_layer", "lm_head"}
+            assert changed_modules(peft_model) == linear | norms | mlp
             for a, b in zip(row_losses(peft_model, rows, micro_batch_tokens=400), losses, strict=True):
                 assert a.loss == pytest.approx(b.loss, rel=1e-6)
             backward_rows(peft_model.train(), rows, micro_batch_tokens=400)
