@@ -39,7 +39,7 @@ from planner.training.attention import packed_attention
 from planner.training.batches import num_target_tokens
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows
-from planner.training.fused import fused
+from planner.training.fused_modules import fused
 from planner.training.optimizer import build_optimizer, take_step
 from planner.training.text import EncodedRow, encode_rows, text_rows
 
