@@ -39,12 +39,12 @@ from planner.training.attention import packed_attention
 from planner.training.batches import num_target_tokens
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows
-from planner.training.fused import fused
+from planner.training.fused_modules import fused
 from planner.training.optimizer import build_optimizer, take_step
 from planner.training.text import EncodedRow, encode_rows, text_rows
 
 CONFIG = TrainConfig(model_base="benchmark", lr=1e-3)
-OURS = {"ours, single rows": 1, "ours, packs of 512": 512, "ours, packs of 1,024": 1024}
+OURS = {"ours, single rows": 1, "ours, packs of 512": 512, "ours, packs of 896": 896}
 TRL = "TRL SFTTrainer"
 Step = Callable[[Sequence[EncodedRow]], float]
 

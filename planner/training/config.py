@@ -29,7 +29,7 @@ class TrainConfig(BaseModel):
     """Peak learning rate of AdamW. A text that is a number (`1e-04`) is taken as that number."""
     batch_size: Whole = Field(8, ge=1)
     """Rows per optimizer step. They are split over several forward passes by `micro_batch_tokens`."""
-    micro_batch_tokens: Whole | None = Field(2048, ge=1)
+    micro_batch_tokens: Whole | None = Field(896, ge=1)
     """Most tokens in one forward pass; memory grows with it, the loss is the same. One row alone may exceed it. Null
     takes what the memory allows, 4,096 at most."""
     gradient_checkpointing: StrictBool | None = None

@@ -70,8 +70,11 @@ def pack_losses(peft_model: PeftModel, pack: Pack) -> torch.Tensor:
         use_cache=False,
         row_lengths=pack.lengths,
         num_shared=pack.num_shared,
+        source_N=pack.source_N,
     )
-    states_NC = output.last_hidden_state[0, pack.source_N]
+    states_NC = output.last_hidden_state[0]
+    if len(states_NC) != len(pack.source_N):  # the last layer of `fused.py` gives no more than these
+        states_NC = states_NC[pack.source_N]
     return target_losses(states_NC, causal.get_output_embeddings(), pack.labels_N, pack.legal)
 
 

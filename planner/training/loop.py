@@ -44,7 +44,7 @@ from planner.training.batches import (
 from planner.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows, row_losses
-from planner.training.fused import fused
+from planner.training.fused_modules import fused
 from planner.training.memory import MemoryPlan, activations_recomputed, plan_for, smaller
 from planner.training.optimizer import (
     build_optimizer,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.training.fused import product
+
 CHUNK = 256  # positions; 50 MB of fp32 logits at a vocabulary of 49,152
 
 
@@ -52,12 +54,11 @@ class _TargetLosses(torch.autograd.Function):
         mask_NV: torch.Tensor | None,
     ) -> torch.Tensor:
         losses, gradients = [], []
-        room = hidden_NC.new_empty(min(CHUNK, len(labels_N)), len(weight_VC))
         for start in range(0, len(labels_N), CHUNK):
             rows = slice(start, start + CHUNK)
             labels = labels_N[rows, None]
-            place = room[: len(labels)]
-            logits = torch.mm(hidden_NC[rows], weight_VC.T, out=place).float()
+            place = product(hidden_NC[rows], weight_VC)
+            logits = place.float()
             if mask_NV is not None:
                 logits.masked_fill_(~mask_NV[rows], -torch.inf)
             most, wanted = logits.amax(-1, keepdim=True), logits.gather(1, labels)
@@ -65,8 +66,9 @@ class _TargetLosses(torch.autograd.Function):
             total = shares.sum(-1, keepdim=True)
             losses.append((most + total.log() - wanted)[:, 0])
             if ctx.needs_input_grad[0]:
-                slope = place.copy_(shares.scatter_add_(1, labels, -total))  # of the loss, times `total`
-                gradients.append((slope @ weight_VC).div_(total))
+                place.copy_(shares.scatter_add_(1, labels, -total))  # the loss's gradient, times `total`
+                gradients.append(product(place, weight_VC.T).div_(total))
+            del place, logits, shares  # before there are the next ones
         ctx.save_for_backward(torch.cat(gradients) if gradients else torch.zeros_like(hidden_NC))
         return torch.cat(losses) if losses else hidden_NC.new_zeros(0, dtype=torch.float32)
 

@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 from planner.contracts.errors import TrainingError
 from planner.training.adapter import adapted, trainable
 from planner.training.config import TrainConfig
-from planner.training.fused import fused
+from planner.training.fused_modules import fused
 from planner.training.loss import CHUNK
 
 GIB = 2**30

@@ -13,7 +13,7 @@ from planner.training.attention import packed_attention
 from planner.training.batches import num_target_tokens, pack_rows
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows, pack_losses, row_losses
-from planner.training.fused import fused
+from planner.training.fused_modules import fused
 from planner.training.loss import CHUNK, target_losses
 from planner.training.text import encode_rows
 

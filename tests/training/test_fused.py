@@ -10,7 +10,8 @@ from planner.training.adapter import adapted, trainable
 from planner.training.attention import packed_attention
 from planner.training.config import TrainConfig
 from planner.training.forward import backward_rows, row_losses
-from planner.training.fused import AdaptedLinear, GatedMlp, Norm, fused
+from planner.training.fused import AdaptedLinear, Attention, FrozenLinear, GatedMlp, Norm
+from planner.training.fused_modules import fused
 from planner.training.text import encode_rows
 
 CONFIG = TrainConfig(model_base="tiny", lora_r=4)
@@ -36,6 +37,20 @@ def test_each_backward_pass_is_the_gradient():
     assert torch.autograd.gradcheck(GatedMlp.apply, (x, *mlp))
     assert torch.autograd.gradcheck(AdaptedLinear.apply, (x, matrix(4, 6), *adapter, 0.7))
     assert torch.autograd.gradcheck(AdaptedLinear.apply, (x.detach(), matrix(4, 6), *adapter, 0.7))
+    assert torch.autograd.gradcheck(FrozenLinear.apply, (x, matrix(4, 6)))
+
+
+@pytest.mark.parametrize("lengths", [(0, 5), (0, 3, 2), (2, 3, 1)])
+def test_the_backward_pass_of_attention_is_the_gradient(lengths):
+    torch.manual_seed(0)
+    states = [matrix(sum(lengths), heads, 4, learned=True) for heads in (4, 2, 2)]
+    angles = matrix(sum(lengths), 1, 2)
+
+    def attend(query, key, value):
+        # It turns queries and keys where they lie, so it gets copies.
+        return Attention.apply(query.clone(), key.clone(), value, (angles.cos(), angles.sin()), lengths, 0.5)
+
+    assert torch.autograd.gradcheck(attend, states)
 
 
 def changed_modules(peft_model: PeftModel) -> set[str]:
@@ -54,13 +69,9 @@ def test_losses_and_gradients_are_those_of_the_modules(model, rows, modules):
         peft_model.zero_grad()
         with fused(peft_model):
             mlp = {"mlp"} if modules != EVERYWHERE else set()
-            assert changed_modules(peft_model) == {
-                *modules,
-                "input_layernorm",
-                "post_attention_layernorm",
-                "norm",
-                *mlp,
-            }
+            norms, layers = {"input_layernorm", "post_attention_layernorm", "norm"}, {"0", "1"}
+            linear = {*EVERYWHERE, "base_layer", "lm_head"}
+            assert changed_modules(peft_model) == linear | norms | layers | mlp
             for a, b in zip(row_losses(peft_model, rows, micro_batch_tokens=400), losses, strict=True):
                 assert a.loss == pytest.approx(b.loss, rel=1e-6)
             backward_rows(peft_model.train(), rows, micro_batch_tokens=400)
@@ -73,6 +84,10 @@ def test_modules_that_the_functions_do_not_know_stay_as_they_are(model):
     dropped = CONFIG.model_copy(update={"lora_dropout": 0.1})
     with adapted(model, dropped) as peft_model, fused(peft_model):
         assert not changed_modules(peft_model) & {"q_proj", "v_proj"}
+    model.model.layers[0].self_attn.k_proj.bias = torch.nn.Parameter(torch.zeros(24))
+    model.model.layers[1].self_attn.attention_dropout = 0.1
+    with adapted(model, CONFIG) as peft_model, fused(peft_model):
+        assert not changed_modules(peft_model) & {"0", "1"}
     with torch.no_grad():
         model.model.norm.weight[3] = 0
         model.model.layers[0].mlp.up_proj.bias = torch.nn.Parameter(torch.zeros(96))

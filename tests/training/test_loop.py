@@ -348,7 +348,7 @@ def test_when_memory_ends_the_pass_is_halved_and_the_run_goes_on_from_the_same_s
         report_step=lambda done, *_: steps.append(done),
     )
     assert steps == list(range(1, 9))
-    assert plans[0] == 2048 > 300 >= plans[-1]
+    assert plans[0] == 896 > 300 >= plans[-1]
     assert report.num_halvings == len(plans) - 1 >= 1
     assert report.memory.micro_batch_tokens == plans[-1]
     assert [e.validation_loss for e in report.epochs] == pytest.approx([e.validation_loss for e in whole.epochs], 1e-3)
