@@ -178,10 +178,10 @@ def _ours(tally: Tally, decoder: Decoder, group: Sequence[Request]) -> list[Plan
     shapes: list[list[tuple[int, int, Sequence[int]]]] = []
     forward = decoder.packed.forward
 
-    def watched(rows, branches=()):
-        ends = branches or [()] * len(rows)
-        shapes.append([(cache.length, len(new), end) for (cache, new), end in zip(rows, ends, strict=True)])
-        return forward(rows, branches)
+    def watched(rows, trees=()):
+        every = [list(parents) for parents in trees] or [[]] * len(rows)
+        shapes.append([(cache.length, len(new), tree) for (cache, new), tree in zip(rows, every, strict=True)])
+        return forward(rows, trees)
 
     decoder.packed.forward = watched
     started = time.process_time()
@@ -207,7 +207,7 @@ def _passes_alone(decoder: Decoder, shapes: Sequence[Sequence[tuple[int, int, Se
             cache.length = past
             rows.append((cache, [7 + i for i in range(new)]))
         started = time.process_time()
-        packed.forward(rows, [branches for _, _, branches in call])
+        packed.forward(rows, [tree for _, _, tree in call])
         times.append(time.process_time() - started)
         facts.append((1.0, sum(new for _, new, _ in call)))
     fitted = np.array(facts) @ np.linalg.lstsq(np.array(facts), np.array(times), rcond=None)[0]

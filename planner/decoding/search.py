@@ -10,6 +10,7 @@ beginning that is less likely than a known dish needs to be looked at. Going on,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -48,23 +49,17 @@ class DishSearch:
     Args:
         moves: the plan so far, in front of a title or within one.
         packed: scores tokens.
-        states: the model's last hidden state there, and behind each token of `ahead`.
-        ahead: a guess of what comes next; beginnings that it goes through need no call.
         count: how many dishes to find; fewer where fewer are left.
     """
 
-    def __init__(
-        self, moves: PlanMoves, packed: PackedModel, states: Tensor, ahead: Pieces = (), *, count: int = 1
-    ) -> None:
+    def __init__(self, moves: PlanMoves, packed: PackedModel, *, count: int = 1) -> None:
         self.found: list[Dish] = []
+        self.looked: list[Pieces] = []  # beginnings that were looked behind
         self._moves, self._packed, self._count = moves, packed, count
-        self._states, self._ahead = states, ahead
         place = moves.place()
         self._heap: list[tuple[float, int, _Node]] = []
         self._num_seen = 0
-        self._waiting: list[_Node] = []
-        self._look_behind(_Node(place.low, place.high, place.depth, (), 0.0), states[0])
-        self._advance()
+        self._waiting = [_Node(place.low, place.high, place.depth, (), 0.0)]
 
     @property
     def branches(self) -> list[Pieces]:
@@ -76,23 +71,29 @@ class DishSearch:
         """Whether all that was asked for is found."""
         return not self._waiting
 
-    def take(self, states: list[Tensor]) -> None:
-        """Go on with the last hidden state of each of `branches`."""
-        for node, state in zip(self._waiting, states, strict=True):
+    def go_on(self, state_behind: Callable[[Pieces], Tensor | None]) -> None:
+        """Search as far as states are known: the model's last hidden state behind a beginning, or None.
+
+        Those of all `branches` are.
+        """
+        for node in self._waiting:
+            state = state_behind(node.tokens)
+            assert state is not None
             self._look_behind(node, state)
-        self._advance()
+        self._advance(state_behind)
 
     def _look_behind(self, node: _Node, state: Tensor) -> None:
         tokens, lows, highs = self._moves.legal_children(node.low, node.high, node.depth)
         scores = self._packed.scores(state, torch.from_numpy(tokens).to(self._packed.device))
         logs = torch.log_softmax(scores.double(), 0).tolist()
+        self.looked.append(node.tokens)
         depth = node.depth + 1
         for token, low, high, log in zip(tokens.tolist(), lows.tolist(), highs.tolist(), logs, strict=True):
             child = _Node(low, high, depth, (*node.tokens, token), node.score + log)
             heappush(self._heap, (-child.score, self._num_seen, child))
             self._num_seen += 1
 
-    def _advance(self) -> None:
+    def _advance(self, state_behind: Callable[[Pieces], Tensor | None]) -> None:
         """Take the likeliest beginnings until enough are dishes, or `WIDTH` of them need their states."""
         self._waiting = []
         known: list[tuple[float, int, _Node]] = []  # dishes; what is ahead of them may hide better ones
@@ -103,8 +104,8 @@ class DishSearch:
                 known.append(entry)
             elif is_dish:
                 self.found.append(Dish(node.tokens, node.score))
-            elif self._ahead[: len(node.tokens)] == node.tokens:
-                self._look_behind(node, self._states[len(node.tokens)])
+            elif (state := state_behind(node.tokens)) is not None:
+                self._look_behind(node, state)
             else:
                 self._waiting.append(node)
         for entry in known:

@@ -26,9 +26,8 @@ class FakeCache:
     def __init__(self):
         self.tokens = []
 
-    def cut(self, length):
-        assert length <= len(self.tokens)
-        del self.tokens[length:]
+    def keep(self, length, slots):
+        self.tokens = [*self.tokens[:length], *(self.tokens[slot] for slot in slots)]
 
     def copy_prefix(self, other, length):
         self.tokens = other.tokens[:length]
@@ -47,18 +46,20 @@ class FakeModel:
     def new_row(self, capacity):
         return FakeCache()
 
-    def forward(self, rows, branches=()):
+    def forward(self, rows, trees=()):
         self.num_calls += 1
         states = []
         for index, (cache, tokens) in enumerate(rows):
             assert len(tokens)
             self.num_tokens += len(tokens)
-            past, left, seen = tuple(cache.tokens), list(tokens), []
             cache.tokens.extend(tokens)
-            for length in (branches[index] if branches else ()) or (len(tokens),):
-                seen += [(*past, *left[: n + 1]) for n in range(length)]
-                del left[:length]
-            states.append(seen)
+            parents = trees[index] if trees else ()
+            first = len(cache.tokens) - len(parents)
+            seen = [tuple(cache.tokens[: n + 1]) for n in range(len(cache.tokens) - len(tokens), first)]
+            paths = []
+            for token, parent in zip(cache.tokens[first:], parents, strict=True):
+                paths.append((*(paths[parent] if parent >= 0 else cache.tokens[:first]), token))
+            states.append((seen + paths)[-len(tokens) :])
         return states
 
     def scores(self, state, token_ids):
