@@ -7,9 +7,11 @@ once, and a right one is never fed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from planner.decoding.trie import Pieces
 
@@ -37,13 +39,17 @@ class Ahead:
                     new.append(piece[-1])
         return new
 
-    def fill(self, states: Sequence[Any]) -> None:
+    def fill(self, states: Sequence[Any] | Tensor) -> None:
         """Take the states of the tokens that were fed; those in front of the tree's new ones are certain."""
-        num_new = len(self._places) - sum(path in self.states for path in self._places)
-        if len(states) > num_new:
-            self.states[()] = states[len(states) - num_new - 1]
         new = [path for path in self._places if path not in self.states]
-        self.states.update(zip(new, states[len(states) - num_new :], strict=True))
+        first = len(states) - len(new)
+        if first:
+            self.states[()] = states[first - 1]
+        self.states |= {path: states[first + place] for place, path in enumerate(new)}
+
+    def behind(self, path: Pieces) -> Callable[[Pieces], Any]:
+        """Gives the states of what goes on from a path, None where they are not known."""
+        return lambda tokens: self.states.get(path + tokens)
 
     def settle(self, written: Pieces) -> tuple[int, list[int]]:
         """The plan went on by these tokens: forget what they contradict.

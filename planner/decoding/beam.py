@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from planner.decoding.ahead import Ahead
 from planner.decoding.guess import Guesser
+from planner.decoding.likely import Opinions
 from planner.decoding.moves import PlanMoves
 from planner.decoding.packed import RowCache
 from planner.decoding.sampling import Sampler
@@ -29,7 +30,8 @@ from planner.decoding.trie import Pieces
 @dataclass(slots=True)
 class Row:
     """A beginning with its cache; `legal` are the tokens to choose from, the cache holds `num_fed` certain ones
-    and what is `ahead` of them."""
+    and what is `ahead` of them.
+    """
 
     moves: PlanMoves
     legal: NDArray[np.int64]
@@ -68,6 +70,7 @@ class Beam:
     rows: list[Row]
     guesser: Guesser | None
     sampler: Sampler | None
+    opinions: Opinions = field(default_factory=Opinions)
     num_calls: int = 0
     num_decisions: int = 0
     num_rejected: int = 0

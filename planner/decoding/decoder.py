@@ -29,6 +29,7 @@ from planner.decoding.beam import Beam, Row
 from planner.decoding.constraints import Allowed
 from planner.decoding.guess import BETWEEN_DISHES, PRIORS, Guesser, Leaves, Piece
 from planner.decoding.legal import LegalTokens
+from planner.decoding.likely import AT_ROOT, BEHIND, Node
 from planner.decoding.packed import PackedModel, RowCache
 from planner.decoding.result import PlanResult
 from planner.decoding.sampling import Sampler, Sampling
@@ -149,8 +150,10 @@ class Decoder:
             self._call([(beam, row) for beam in active for row in beam.rows if row.is_open])
             for beam in active:
                 beam.num_calls += 1
-                if not beam.is_open and self._beam > 1:
+                while not beam.is_open and any(row.search for row in beam.rows):
                     beam.narrow(self._beam, self._new_cache)
+                    for row in beam.rows:
+                        self._decide(beam, row)
                 if not beam.is_open:
                     self._settle(beam, beam.rows[0])
                     del beam.rows[1:]
@@ -161,8 +164,7 @@ class Decoder:
     def _call(self, active: Sequence[tuple[Beam, Row]]) -> None:
         """One model call: what is certain with guesses behind it, or the beginnings that a search asks about."""
         call_tokens = self._call_tokens * (1 / len(active) + ROW_SHARE)
-        drafts = []
-        fed = []
+        drafts, fed = [], []
         for beam, row in active:
             certain = self._settle(beam, row)
             draft = self._draft(beam, row, call_tokens) if certain else []
@@ -196,9 +198,18 @@ class Decoder:
         return list(takewhile(lambda piece: piece.kind in self._guessed, draft))
 
     def _paths(self, beam: Beam, row: Row, draft: Sequence[Piece], call_tokens: float) -> list[Pieces]:
+        """What may follow behind what is certain, as tokens: what a search asks about, or a draft, and guesses."""
+        num_guesses = int(call_tokens) if beam.guesser else 0
         if row.search:
-            return row.search.branches
-        return [tuple(token for piece in draft for token in piece.tokens)]
+            return row.search.branches + row.search.likely(min(BEHIND, num_guesses))
+        front = tuple(token for piece in draft for token in piece.tokens)
+        paths = [front]
+        at_title = draft[-1].kind == "day" if draft else row.moves.leaves_open() and row.moves.place().depth == 0
+        if at_title and not self._by_token(beam):
+            root = Node(0, self.trie.num_leaves, 0, (), 0.0)
+            likely = beam.opinions.likely(row.moves, [root], min(AT_ROOT, num_guesses))
+            paths += [front + beginning for beginning in likely]
+        return paths
 
     def _decide(self, beam: Beam, row: Row) -> None:
         """Decide as far as the model's states behind what is written are known."""
@@ -208,8 +219,8 @@ class Decoder:
             if state is None:
                 return
             if not self._by_token(beam) and row.moves.leaves_open():
-                row.search = row.search or DishSearch(row.moves, self.packed, count=self._beam)
-                row.search.go_on(lambda tokens, here=here: row.ahead.states.get(here + tokens))
+                row.search = row.search or DishSearch(row.moves, self.packed, beam.opinions, count=self._beam)
+                row.search.go_on(row.ahead.behind(here))
                 if not row.search.is_done or self._beam > 1:
                     return
                 beam.narrow(1, self._new_cache)

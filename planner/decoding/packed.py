@@ -209,7 +209,9 @@ def _seen_in_tree(parents: Sequence[int]) -> NDArray[np.bool_]:
     return seen
 
 
-def _causal_mask(num_past: int, total: int, tree: NDArray[np.bool_], groups: int, device: torch.device) -> Tensor | None:
+def _causal_mask(
+    num_past: int, total: int, tree: NDArray[np.bool_], groups: int, device: torch.device
+) -> Tensor | None:
     """Which of a row's `total` tokens each new one sees, once for each of the heads that share keys.
 
     None where no mask is needed, or the kernel's own is right.
