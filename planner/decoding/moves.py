@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.plan import WEEKDAYS, Meal, Plan
 from planner.decoding.constraints import Allowed
+from planner.decoding.prices import Prices
 from planner.decoding.trie import NEVER, NUMBER, USUAL, CatalogueTrie, Pieces, servings_bound
 
 
@@ -78,7 +79,7 @@ class PlanMoves:
         self._cost = cost_cents
         self._left = NEVER - 1 if allowed.budget is None else min(allowed.budget, NEVER - 1)
         self._bound = servings_bound(usual)
-        self._price = np.where(allowed.mask[trie.recipe], trie.prices(cost_cents, usual), NEVER)
+        self._prices = Prices(trie, np.where(allowed.mask[trie.recipe], trie.prices(cost_cents, usual), NEVER))
         self._meals: list[Meal] = []
         self._day = -1
         self._low = self._high = self._depth = 0
@@ -94,7 +95,7 @@ class PlanMoves:
     def copy(self) -> PlanMoves:
         """The same state once more, to go on another way."""
         other = copy.copy(self)
-        other.tokens, other._meals, other._price = list(self.tokens), list(self._meals), self._price.copy()
+        other.tokens, other._meals, other._prices = list(self.tokens), list(self._meals), self._prices.copy()
         return other
 
     def place(self) -> Place:
@@ -109,16 +110,15 @@ class PlanMoves:
 
     def is_dish(self, low: int, high: int) -> bool:
         """Whether the leaves from `low` to `high` that are afforded are all of one dish."""
-        recipes = self._trie.recipe[low:high][self.afforded(low, high)]
-        return high - low == 1 or bool((recipes == recipes[0]).all())
+        return self._prices.are_one_dish(low, high, self._left)
 
     def affords(self, leaf: int) -> bool:
         """Whether a leaf of the trie is allowed, not eaten yet, and within what is left of the budget."""
-        return bool(self._price[leaf] <= self._left)
+        return bool(self._prices.of_leaf[leaf] <= self._left)
 
     def afforded(self, low: int, high: int) -> NDArray[np.bool_]:
         """The same of a range of leaves."""
-        return self._price[low:high] <= self._left
+        return self._prices.of_leaf[low:high] <= self._left
 
     def legal_tokens(self) -> NDArray[np.int64]:
         """Every token that may come next, ascending; empty once the plan is finished."""
@@ -134,8 +134,7 @@ class PlanMoves:
         self, low: int, high: int, depth: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The legal tokens behind a node of several leaves, ascending, with the leaves that each leads to: from, to."""
-        tokens, starts = self._trie.children(low, high, depth)
-        cheapest = np.minimum.reduceat(self._price[low:high], starts - low)
+        tokens, starts, cheapest = self._prices.branches(low, high, depth)
         legal = cheapest <= self._left
         return tokens[legal], starts[legal], np.append(starts[1:], high)[legal]
 
@@ -167,7 +166,7 @@ class PlanMoves:
 
     def _offer_days(self) -> None:
         self._options = [_Option((self._trie.end,), _END)] if self._meals else []
-        if self._day + 1 < _END and self._price.min() <= self._left:
+        if self._day + 1 < _END and self._prices.least() <= self._left:
             self._options += [_Option(self._trie.labels[day], day) for day in range(self._day + 1, _END)]
         self._pos = 0
         self.finished = not self._options  # nothing is allowed at all; `infeasible_reason` has said so before
@@ -204,7 +203,7 @@ class PlanMoves:
         self._meals.append(Meal(WEEKDAYS[self._day], self._catalogue.recipes[row].id, servings))
         self._left -= self._cost_of(row) * servings
         if not self._repeats:
-            self._price[self._trie.leaves_of(row)] = NEVER
+            self._prices.forbid(self._trie.leaves_of(row))
         self._low = self._high = 0
         self._offer_days()
 
