@@ -306,10 +306,10 @@ def _prepare(tokenizer, size: int) -> None:
     )
     ready = sum(float(np.median(times[name])) for name in ("text", "filter", "walk"))
     print(f"{size:7} recipes: built in {built:.1f} CPU s; a request ready in {ready * 1e3:.2f} ms; µs: {show}")
-    decision = float(np.median(times["decision"])) * 1e6
-    met = ["met" if value <= bar else "MISSED" for value, bar in ((ready * 1e3, 2.0), (decision, 100.0))]
-    print(f"  bars: {ready * 1e3:.2f} ms a request (bar 2 ms: {met[0]}), {decision:.0f} µs a decision "
-          f"(bar 100 µs: {met[1]})")  # fmt: skip
+    decision, slow = (float(np.percentile(times["decision"], share)) * 1e6 for share in (50, 95))
+    met = ["met" if value <= bar else "MISSED" for value, bar in ((ready * 1e3, 2.0), (slow, 100.0))]
+    print(f"  bars: {ready * 1e3:.2f} ms a request (bar 2 ms: {met[0]}), {decision:.0f} µs a decision, "
+          f"p95 {slow:.0f} (bar 100 µs: {met[1]})")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ class Node:
         """Go on while one token is legal and more than one dish is left; whether one dish is."""
         node = self
         while not moves.is_dish(node.low, node.high):
+            shared = moves.shared(node.low, node.high, node.depth)
+            if shared:
+                node = Node(node.low, node.high, node.depth + len(shared), (*node.tokens, *shared), node.score)
             tokens, lows, highs = moves.legal_children(node.low, node.high, node.depth)
             if len(tokens) != 1:
                 return node, False

@@ -125,10 +125,14 @@ class PlanMoves:
         if self.finished:
             return np.empty(0, dtype=np.int64)
         if self._options:
-            return np.unique(np.array([option.pieces[self._pos] for option in self._options], dtype=np.int64))
+            return np.array(sorted({option.pieces[self._pos] for option in self._options}), dtype=np.int64)
         if self._high - self._low == 1:
             return self._trie.tokens[self._low : self._high, self._depth].astype(np.int64)
         return self.legal_children(self._low, self._high, self._depth)[0]
+
+    def shared(self, low: int, high: int, depth: int) -> list[int]:
+        """The tokens that all leaves of a node go on with."""
+        return self._trie.shared(low, high, depth)
 
     def legal_children(
         self, low: int, high: int, depth: int
@@ -157,12 +161,22 @@ class PlanMoves:
     def run_forced(self) -> NDArray[np.int64]:
         """Append tokens while only one is legal; the legal tokens of the decision then reached, empty at the end."""
         while not self.finished:
+            if not self._options:
+                self._run_along()
             legal = self.legal_tokens()
             if len(legal) != 1:
-                assert len(legal), "a dead end: the look-ahead is wrong"
+                assert len(legal) or self.finished, "a dead end: the look-ahead is wrong"
                 return legal
             self.take(int(legal[0]))
         return np.empty(0, dtype=np.int64)
+
+    def _run_along(self) -> None:
+        """Append what all leaves of the title that is being written go on with."""
+        tokens = self._trie.shared(self._low, self._high, self._depth)
+        self.tokens += tokens
+        self._depth += len(tokens)
+        if self._high - self._low == 1:
+            self._reach_leaf(self._low)
 
     def _offer_days(self) -> None:
         self._options = [_Option((self._trie.end,), _END)] if self._meals else []

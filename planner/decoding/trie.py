@@ -68,6 +68,15 @@ class CatalogueTrie:
             known = self._nodes[low, depth] = (column[starts].astype(np.int64), starts + low)
         return known
 
+    def shared(self, low: int, high: int, depth: int) -> list[int]:
+        """The tokens that all leaves of a node go on with; of a single leaf all that are left."""
+        first, stop = self.tokens[low, depth:], int(self.lengths[low]) - depth
+        if high - low > 1:
+            # Sorted, and none is the beginning of another: where the first and the last part, the node branches.
+            stop = int((first != self.tokens[high - 1, depth:]).argmax())
+        shared: list[int] = first[:stop].tolist()
+        return shared
+
     def prices(self, cost_cents: NDArray[np.int64], usual: int) -> NDArray[np.int64]:
         """The least that each leaf costs for a household of `usual` servings, `NEVER` where the text never says it.
 
