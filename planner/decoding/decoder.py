@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ class Decoder:
         catalogue: the dishes that may be proposed.
         max_rows: rows decoded at a time, one a request or `beam` of them. More share a call's cost; each has a cache.
         repeats: whether a dish may stand twice in a plan.
+        max_prep_time_by_day: minutes by weekday that a dish may take there, beside the request's own limit.
         decide: `token` takes the likeliest token at each place; `dish` the likeliest dish as a whole, and ends a plan
             at the middle of the lengths that the model holds possible.
         beam: beginnings of a plan that are followed at a time with `dish`, see `beam.py`; 1 follows the likeliest.
@@ -73,6 +74,7 @@ class Decoder:
         *,
         max_rows: int = 16,
         repeats: bool = False,
+        max_prep_time_by_day: Mapping[str, int | None] | None = None,
         decide: Decide = "token",
         beam: int = 1,
         guess: bool = True,
@@ -80,7 +82,7 @@ class Decoder:
     ) -> None:
         assert beam == 1 or decide == "dish", "a beam is one over dishes"
         self.catalogue = catalogue
-        self.legal = LegalTokens(catalogue, tokenizer, repeats=repeats)
+        self.legal = LegalTokens(catalogue, tokenizer, repeats=repeats, max_prep_time_by_day=max_prep_time_by_day)
         self.trie, self.constraints = self.legal.trie, self.legal.constraints
         self.packed = PackedModel(model)
         self._tokenizer, self._guess = tokenizer, guess

@@ -75,7 +75,7 @@ def test_what_is_kept_of_large_nodes_is_what_looking_again_gives(base, monkeypat
             if moves.place().kind == "title":
                 other = moves.copy()
                 low, high, depth = (place := moves.place()).low, place.high, place.depth
-                afforded = moves.afforded(low, high)
+                afforded = moves.afforded(low, high, place.day)
                 assert moves.is_dish(low, high) == (len(set(legal.trie.recipe[low:high][afforded].tolist())) <= 1)
                 if high - low > 1:
                     column = legal.trie.tokens[low:high, depth]
