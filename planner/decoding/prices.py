@@ -10,9 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.decoding.trie import NEVER, CatalogueTrie
-
-MANY = 1024  # leaves of a node whose branches are kept; fewer are looked through again in a few microseconds
+from planner.decoding.trie import MANY, NEVER, CatalogueTrie
 
 
 class Prices:
