@@ -178,10 +178,10 @@ def _ours(tally: Tally, decoder: Decoder, group: Sequence[Request]) -> list[Plan
     shapes: list[list[tuple[int, int, Sequence[int]]]] = []
     forward = decoder.packed.forward
 
-    def watched(rows, branches=()):
-        ends = branches or [()] * len(rows)
-        shapes.append([(cache.length, len(new), end) for (cache, new), end in zip(rows, ends, strict=True)])
-        return forward(rows, branches)
+    def watched(rows, trees=()):
+        every = [list(parents) for parents in trees] or [[]] * len(rows)
+        shapes.append([(cache.length, len(new), tree) for (cache, new), tree in zip(rows, every, strict=True)])
+        return forward(rows, trees)
 
     decoder.packed.forward = watched
     started = time.process_time()
@@ -207,7 +207,7 @@ def _passes_alone(decoder: Decoder, shapes: Sequence[Sequence[tuple[int, int, Se
             cache.length = past
             rows.append((cache, [7 + i for i in range(new)]))
         started = time.process_time()
-        packed.forward(rows, [branches for _, _, branches in call])
+        packed.forward(rows, [tree for _, _, tree in call])
         times.append(time.process_time() - started)
         facts.append((1.0, sum(new for _, new, _ in call)))
     fitted = np.array(facts) @ np.linalg.lstsq(np.array(facts), np.array(times), rcond=None)[0]
@@ -306,10 +306,10 @@ def _prepare(tokenizer, size: int) -> None:
     )
     ready = sum(float(np.median(times[name])) for name in ("text", "filter", "walk"))
     print(f"{size:7} recipes: built in {built:.1f} CPU s; a request ready in {ready * 1e3:.2f} ms; µs: {show}")
-    decision = float(np.median(times["decision"])) * 1e6
-    met = ["met" if value <= bar else "MISSED" for value, bar in ((ready * 1e3, 2.0), (decision, 100.0))]
-    print(f"  bars: {ready * 1e3:.2f} ms a request (bar 2 ms: {met[0]}), {decision:.0f} µs a decision "
-          f"(bar 100 µs: {met[1]})")  # fmt: skip
+    decision, slow = (float(np.percentile(times["decision"], share)) * 1e6 for share in (50, 95))
+    met = ["met" if value <= bar else "MISSED" for value, bar in ((ready * 1e3, 2.0), (slow, 100.0))]
+    print(f"  bars: {ready * 1e3:.2f} ms a request (bar 2 ms: {met[0]}), {decision:.0f} µs a decision, "
+          f"p95 {slow:.0f} (bar 100 µs: {met[1]})")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, StrictFloat, StrictInt, StringConstraints
+from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StringConstraints
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,63}"
 
@@ -39,6 +39,7 @@ def _version(value: Any) -> Any:
 
 Number = Annotated[StrictFloat, BeforeValidator(_number)]
 Whole = Annotated[StrictInt, BeforeValidator(_whole)]
+Minutes = Annotated[StrictInt, BeforeValidator(_whole), Field(ge=0)]
 Name = Annotated[str, StringConstraints(strict=True, pattern=f"^{NAME_PATTERN}$")]
 """Name of a model, a policy or a dataset version."""
 Version = Annotated[str, StringConstraints(strict=True, pattern=r"^[1-9][0-9]{0,9}$"), BeforeValidator(_version)]

@@ -12,26 +12,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.decoding.ahead import Ahead
 from planner.decoding.guess import Guesser
+from planner.decoding.likely import Opinions
 from planner.decoding.moves import PlanMoves
 from planner.decoding.packed import RowCache
 from planner.decoding.sampling import Sampler
 from planner.decoding.search import Dish, DishSearch
+from planner.decoding.trie import Pieces
 
 
 @dataclass(slots=True)
 class Row:
-    """A beginning with its cache; `legal` are the tokens to choose from, `num_fed` tokens are in the cache."""
+    """A beginning with its cache; `legal` are the tokens to choose from, the cache holds `num_fed` certain ones
+    and what is `ahead` of them.
+    """
 
     moves: PlanMoves
     legal: NDArray[np.int64]
     cache: RowCache | None = None
     num_fed: int = 0
+    ahead: Ahead = field(default_factory=Ahead)
     search: DishSearch | None = None
     going_on: float = 1.0  # probability that the plan is as long as it is by now
     score: float = 0.0  # log probability of its dishes
@@ -64,6 +70,7 @@ class Beam:
     rows: list[Row]
     guesser: Guesser | None
     sampler: Sampler | None
+    opinions: Opinions = field(default_factory=Opinions)
     num_calls: int = 0
     num_decisions: int = 0
     num_rejected: int = 0
@@ -73,9 +80,9 @@ class Beam:
         """Whether some row needs the model."""
         return any(row.is_open for row in self.rows)
 
-    def unfed(self, row: Row) -> list[int]:
-        """What a row's cache does not hold yet."""
-        return (self.prompt + row.moves.tokens)[row.num_fed :]
+    def unfed(self, row: Row) -> Pieces:
+        """What is written and not yet certain in a row's cache."""
+        return (*self.prompt[row.num_fed :], *row.moves.tokens[max(0, row.num_fed - len(self.prompt)) :])
 
     def narrow(self, width: int, new_cache: Callable[[int], RowCache]) -> None:
         """Extend every row by the dishes found for it, and keep the best; ties go to the row and dish found first.
@@ -105,4 +112,4 @@ class Beam:
     def _fork(self, row: Row, new_cache: Callable[[int], RowCache]) -> Row:
         cache = new_cache(len(self.prompt))
         cache.copy_prefix(row.held_cache(), row.num_fed)
-        return Row(row.moves.copy(), row.legal, cache, row.num_fed, None, row.going_on, row.score)
+        return Row(row.moves.copy(), row.legal, cache, row.num_fed, going_on=row.going_on, score=row.score)

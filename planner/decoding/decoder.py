@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from planner.contracts.catalogue import Catalogue
@@ -30,10 +29,12 @@ from planner.decoding.beam import Beam, Row
 from planner.decoding.constraints import Allowed
 from planner.decoding.guess import BETWEEN_DISHES, PRIORS, Guesser, Leaves, Piece
 from planner.decoding.legal import LegalTokens
+from planner.decoding.likely import AT_ROOT, BEHIND, Node
 from planner.decoding.packed import PackedModel, RowCache
 from planner.decoding.result import PlanResult
 from planner.decoding.sampling import Sampler, Sampling
 from planner.decoding.search import DishSearch
+from planner.decoding.trie import Pieces
 
 Decide = Literal["token", "dish"]
 
@@ -57,6 +58,7 @@ class Decoder:
         catalogue: the dishes that may be proposed.
         max_rows: rows decoded at a time, one a request or `beam` of them. More share a call's cost; each has a cache.
         repeats: whether a dish may stand twice in a plan.
+        max_prep_time_by_day: minutes by weekday that a dish may take there, beside the request's own limit.
         decide: `token` takes the likeliest token at each place; `dish` the likeliest dish as a whole, and ends a plan
             at the middle of the lengths that the model holds possible.
         beam: beginnings of a plan that are followed at a time with `dish`, see `beam.py`; 1 follows the likeliest.
@@ -72,6 +74,7 @@ class Decoder:
         *,
         max_rows: int = 16,
         repeats: bool = False,
+        max_prep_time_by_day: Mapping[str, int | None] | None = None,
         decide: Decide = "token",
         beam: int = 1,
         guess: bool = True,
@@ -79,7 +82,7 @@ class Decoder:
     ) -> None:
         assert beam == 1 or decide == "dish", "a beam is one over dishes"
         self.catalogue = catalogue
-        self.legal = LegalTokens(catalogue, tokenizer, repeats=repeats)
+        self.legal = LegalTokens(catalogue, tokenizer, repeats=repeats, max_prep_time_by_day=max_prep_time_by_day)
         self.trie, self.constraints = self.legal.trie, self.legal.constraints
         self.packed = PackedModel(model)
         self._tokenizer, self._guess = tokenizer, guess
@@ -149,69 +152,84 @@ class Decoder:
             self._call([(beam, row) for beam in active for row in beam.rows if row.is_open])
             for beam in active:
                 beam.num_calls += 1
-                if not beam.is_open:
+                while not beam.is_open and any(row.search for row in beam.rows):
                     beam.narrow(self._beam, self._new_cache)
+                    for row in beam.rows:
+                        self._decide(beam, row)
                 if not beam.is_open:
+                    self._settle(beam, beam.rows[0])
                     del beam.rows[1:]
                     beam.rows[0].cache = None
                     self._leaves.count(self._row_of[meal.recipe_id] for meal in beam.rows[0].moves.plan.meals)
             active = [beam for beam in active if beam.is_open]
 
     def _call(self, active: Sequence[tuple[Beam, Row]]) -> None:
-        """One model call: what is certain, with guesses behind it, or the titles that a search asks about."""
+        """One model call: what is certain with guesses behind it, or the beginnings that a search asks about."""
         call_tokens = self._call_tokens * (1 / len(active) + ROW_SHARE)
-        drafts, fed, branches = [], [], []
+        drafts, fed = [], []
         for beam, row in active:
-            asked = row.search.branches if row.search else []
-            draft = self._draft(beam, row, call_tokens) if not asked else []
+            certain = self._settle(beam, row)
+            draft = self._draft(beam, row, call_tokens) if certain else []
             drafts.append(draft)
-            branches.append([len(piece) for piece in asked])
-            pieces: Sequence[Sequence[int]] = asked or [beam.unfed(row), *(piece.tokens for piece in draft)]
-            fed.append((row.held_cache(), [token for piece in pieces for token in piece]))
-        for (beam, row), draft, states in zip(active, drafts, self.packed.forward(fed, branches), strict=True):
-            if row.search:
-                self._go_on_searching(row, row.search, states)
-                continue
-            guessed = [token for piece in draft for token in piece.tokens]
-            num_right = self._choose(beam, row, guessed, states[len(states) - len(guessed) - 1 :])
-            if beam.guesser:
-                beam.guesser.learn(draft, num_right)
+            paths = self._paths(beam, row, draft, call_tokens)
+            fed.append((row.held_cache(), [*certain, *row.ahead.grow(paths)]))
+            row.num_fed += len(certain)
+        trees = [row.ahead.parents for _, row in active]
+        for (beam, row), draft, states in zip(active, drafts, self.packed.forward(fed, trees), strict=True):
+            row.ahead.fill(states)
+            start = len(row.moves.tokens)
+            self._decide(beam, row)
+            if beam.guesser and draft:
+                guessed = [token for piece in draft for token in piece.tokens]
+                beam.guesser.learn(draft, _common_length(guessed, row.moves.tokens[start:]))
+
+    def _settle(self, beam: Beam, row: Row) -> Pieces:
+        """Cut a row's cache back to what is written, and what may follow; the written tokens that it lacks."""
+        written = beam.unfed(row)
+        num_ahead = len(row.ahead.parents)
+        if not written and row.search:
+            return ()
+        num_right, places = row.ahead.settle(written)
+        beam.num_rejected += num_ahead - len(places)
+        row.held_cache().keep(row.num_fed, [row.num_fed + place for place in places])
+        row.num_fed += num_right
+        return written[num_right:]
 
     def _draft(self, beam: Beam, row: Row, call_tokens: float) -> list[Piece]:
         draft = beam.guesser.draft(row.moves, call_tokens) if beam.guesser else []
         return list(takewhile(lambda piece: piece.kind in self._guessed, draft))
 
-    def _go_on_searching(self, row: Row, search: DishSearch, states: torch.Tensor) -> None:
-        ends = np.cumsum([len(piece) for piece in search.branches]) - 1
-        row.held_cache().cut(row.num_fed)
-        search.take([states[end] for end in ends.tolist()])
+    def _paths(self, beam: Beam, row: Row, draft: Sequence[Piece], call_tokens: float) -> list[Pieces]:
+        """What may follow behind what is certain, as tokens: what a search asks about, or a draft, and guesses."""
+        num_guesses = int(call_tokens) if beam.guesser else 0
+        if row.search:
+            return row.search.branches + row.search.likely(min(BEHIND, num_guesses))
+        front = tuple(token for piece in draft for token in piece.tokens)
+        paths = [front]
+        at_title = draft[-1].kind == "day" if draft else row.moves.leaves_open() and row.moves.place().depth == 0
+        if at_title and not self._by_token(beam):
+            root = Node(0, self.trie.num_leaves, 0, (), 0.0)
+            likely = beam.opinions.likely(row.moves, [root], min(AT_ROOT, num_guesses))
+            paths += [front + beginning for beginning in likely]
+        return paths
 
-    def _choose(self, beam: Beam, row: Row, guessed: Sequence[int], states: torch.Tensor) -> int:
-        """Decide as far as the guesses are right; how many are.
-
-        Args:
-            beam: of the row.
-            row: at a decision.
-            guessed: the tokens fed behind what was certain.
-            states: hidden states behind the certain tokens and behind each guessed one.
-        """
-        start, num_right = len(row.moves.tokens), 0
-        written = row.moves.tokens
-        while len(row.legal) and start + num_right == len(written) and row.search is None:
+    def _decide(self, beam: Beam, row: Row) -> None:
+        """Decide as far as the model's states behind what is written are known."""
+        while len(row.legal):
+            here = beam.unfed(row)
+            state = row.ahead.states.get(here)
+            if state is None:
+                return
             if not self._by_token(beam) and row.moves.leaves_open():
-                ahead = tuple(guessed[num_right:])
-                row.search = DishSearch(row.moves, self.packed, states[num_right:], ahead, count=self._beam)
-                if row.search.is_done and self._beam == 1:
-                    beam.narrow(1, self._new_cache)
+                row.search = row.search or DishSearch(row.moves, self.packed, beam.opinions, count=self._beam)
+                row.search.go_on(row.ahead.behind(here))
+                if not row.search.is_done or self._beam > 1:
+                    return
+                beam.narrow(1, self._new_cache)
             else:
-                row.moves.take(self._next_token(beam, row, states[num_right]))
+                row.moves.take(self._next_token(beam, row, state))
                 row.legal = row.moves.run_forced()
                 beam.num_decisions += 1
-            num_right += _common_length(guessed[num_right:], written[start + num_right :])
-        beam.num_rejected += len(guessed) - num_right
-        row.num_fed = len(beam.prompt) + start + num_right
-        row.held_cache().cut(row.num_fed)
-        return num_right
 
     def _next_token(self, beam: Beam, row: Row, state: torch.Tensor) -> int:
         legal = row.legal

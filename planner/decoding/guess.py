@@ -145,7 +145,7 @@ class Guesser:
                 return
             used.add(row)
             begun = ()
-        while (next_day := self._next_day(day, begun)) is not None:
+        while (next_day := self._next_day(moves, day, begun)) is not None:
             yield Piece("day", self.trie.labels[next_day][place.pos if begun else 0 :])
             day, begun = next_day, ()
             row = yield from self._title(moves, Place("title", day, 0, self.trie.num_leaves), used)
@@ -164,7 +164,7 @@ class Guesser:
         servings = written[-1].servings if written else self._habit
         counted = servings != self.usual and servings < len(self.trie.numbers) and self.leaves.number[row] >= 0
         leaf = int((self.leaves.number if counted else self.leaves.usual)[row])
-        if not (place.low <= leaf < place.high and moves.affords(leaf)):
+        if not (place.low <= leaf < place.high and moves.affords(leaf, place.day)):
             return None
         yield from self._walk(kind, leaf, place)
         if counted:
@@ -177,17 +177,19 @@ class Guesser:
         for index, row in enumerate(known):
             leaf = self.leaves.usual[row] if row >= 0 and row not in used else -1
             # At the root nothing has been said yet that would point at a dish of another day.
-            if place.low <= leaf < place.high and moves.affords(leaf) and (index == 0 or place.depth):
+            if place.low <= leaf < place.high and moves.affords(leaf, place.day) and (index == 0 or place.depth):
                 return ("dish" if index == 0 else "known"), row
         if place.high - place.low <= MANY_LEAVES:
-            counts = np.where(moves.afforded(place.low, place.high), self.leaves.chosen[place.low : place.high], 0)
+            counts = np.where(
+                moves.afforded(place.low, place.high, place.day), self.leaves.chosen[place.low : place.high], 0
+            )
             best, total = int(counts.argmax()), int(counts.sum())
             row = int(self.trie.recipe[place.low + best])
             if total and counts[best] >= OFTEN * total and row not in used:
                 return "often", row
         if place.high - place.low <= FEW_LEAVES:
             rows = self.trie.recipe[place.low : place.high].tolist()
-            fitting = [row for row in rows if row not in used and moves.affords(int(self.leaves.usual[row]))]
+            fitting = [row for row in rows if row not in used and moves.affords(int(self.leaves.usual[row]), place.day)]
             if fitting:
                 return "few", fitting[0]
         return None
@@ -227,7 +229,7 @@ class Guesser:
                 at, tokens = known[0], []
             tokens.append(int(following[at]))
             low, high, depth = int(starts[at]), int(starts[at + 1]) if at + 1 < len(starts) else high, depth + 1
-        if tokens and moves.afforded(low, high).any():
+        if tokens and moves.afforded(low, high, place.day).any():
             yield Piece("alike", tuple(tokens))
 
     def _number(self, moves: PlanMoves, place: Place) -> Generator[Piece, None, int | None]:
@@ -240,7 +242,8 @@ class Guesser:
                 return row
         return None
 
-    def _next_day(self, day: int, begun: tuple[int, ...]) -> int | None:
-        """Last week's next day, else the day after, as far as the label's tokens leave it open; None after Sunday."""
-        days = [d for d in begun if d < len(WEEKDAYS)] if begun else range(day + 1, len(WEEKDAYS))
-        return min((d for d in days if d in self._dish_of_day), default=min(days, default=None))
+    def _next_day(self, moves: PlanMoves, day: int, begun: tuple[int, ...]) -> int | None:
+        """Last week's next day, else the day after, as far as the label's tokens leave it open; None after the last."""
+        days = sorted(d for d in begun if d < len(WEEKDAYS)) if begun else range(day + 1, len(WEEKDAYS))
+        preferred = (*(d for d in days if d in self._dish_of_day), *days)
+        return next((d for d in preferred if begun or moves.offers(d)), None)

@@ -6,7 +6,7 @@ these writes a plan that breaks no constraint. No model is involved, and torch i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,23 @@ class LegalTokens:
         catalogue: the dishes that may be proposed.
         tokenizer: of the model that decodes.
         repeats: whether a dish may stand twice in a plan.
+        max_prep_time_by_day: minutes by weekday that a dish may take there, beside the request's own limit.
+
+    Raises:
+        ConfigError: that names no weekday, or no whole number.
     """
 
-    def __init__(self, catalogue: Catalogue, tokenizer: Any, *, repeats: bool = False) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        tokenizer: Any,
+        *,
+        repeats: bool = False,
+        max_prep_time_by_day: Mapping[str, int | None] | None = None,
+    ) -> None:
         self.catalogue = catalogue
+        self.constraints = ConstraintIndex(catalogue, max_prep_time_by_day=max_prep_time_by_day)
         self.trie: CatalogueTrie = build_trie(catalogue, tokenizer)
-        self.constraints = ConstraintIndex(catalogue)
         self._repeats = repeats
 
     @classmethod
@@ -46,7 +57,8 @@ class LegalTokens:
         catalogue = Catalogue.of(Recipe.from_dict(row) for row in read_json(folder / "catalogue.json"))
         options = read_json(folder / "handles.json")["decoding"]
         tokenizer = AutoTokenizer.from_pretrained(folder / "merged", local_files_only=True, trust_remote_code=False)
-        return cls(catalogue, tokenizer, repeats=options["repeats"])
+        limits = options.get("max_prep_time_by_day")  # older exports have none
+        return cls(catalogue, tokenizer, repeats=options["repeats"], max_prep_time_by_day=limits)
 
     def infeasible_reason(self, request: Request) -> str | None:
         """Why no plan can satisfy the request, or None; such a request needs no decoding at all."""

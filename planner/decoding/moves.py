@@ -2,7 +2,8 @@
 
 In: a trie, what a request allows, and the tokens chosen so far. Out: the legal next tokens. Whatever is chosen among
 them, the walk ends with a plan that breaks no constraint: strictly ascending days, at least one meal, no dish twice,
-and a sum within the budget. No model is involved, so a test can drive it with any scores.
+a sum within the budget, and on each day a dish that is allowed there. No model is involved, so a test can drive it with
+any scores.
 
 Decisions are: the day (or the end, after a meal), the branches of the title, usual servings or a number, the number.
 A position with one legal token is no decision (`run_forced` passes over it).
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.plan import WEEKDAYS, Meal, Plan
 from planner.decoding.constraints import Allowed
+from planner.decoding.prices import Prices
 from planner.decoding.trie import NEVER, NUMBER, USUAL, CatalogueTrie, Pieces, servings_bound
 
 
@@ -78,7 +80,11 @@ class PlanMoves:
         self._cost = cost_cents
         self._left = NEVER - 1 if allowed.budget is None else min(allowed.budget, NEVER - 1)
         self._bound = servings_bound(usual)
-        self._price = np.where(allowed.mask[trie.recipe], trie.prices(cost_cents, usual), NEVER)
+        least, masks = trie.prices(cost_cents, usual), allowed.by_day or (allowed.mask,) * len(WEEKDAYS)
+        distinct = {id(mask): mask for mask in masks}
+        # Days of one limit share their prices; without limits of single days all do.
+        self._kinds = [Prices(trie, np.where(mask[trie.recipe], least, NEVER)) for mask in distinct.values()]
+        self._kind_of = [list(distinct).index(id(mask)) for mask in masks]
         self._meals: list[Meal] = []
         self._day = -1
         self._low = self._high = self._depth = 0
@@ -94,7 +100,8 @@ class PlanMoves:
     def copy(self) -> PlanMoves:
         """The same state once more, to go on another way."""
         other = copy.copy(self)
-        other.tokens, other._meals, other._price = list(self.tokens), list(self._meals), self._price.copy()
+        other.tokens, other._meals = list(self.tokens), list(self._meals)
+        other._kinds = [prices.copy() for prices in self._kinds]
         return other
 
     def place(self) -> Place:
@@ -109,33 +116,42 @@ class PlanMoves:
 
     def is_dish(self, low: int, high: int) -> bool:
         """Whether the leaves from `low` to `high` that are afforded are all of one dish."""
-        recipes = self._trie.recipe[low:high][self.afforded(low, high)]
-        return high - low == 1 or bool((recipes == recipes[0]).all())
+        return self._prices(self._day).are_one_dish(low, high, self._left)
 
-    def affords(self, leaf: int) -> bool:
-        """Whether a leaf of the trie is allowed, not eaten yet, and within what is left of the budget."""
-        return bool(self._price[leaf] <= self._left)
+    def offers(self, day: int) -> bool:
+        """Whether some dish may stand on a day: allowed there, not eaten yet, within what is left of the budget."""
+        return self._prices(day).least() <= self._left
 
-    def afforded(self, low: int, high: int) -> NDArray[np.bool_]:
+    def affords(self, leaf: int, day: int) -> bool:
+        """Whether a leaf of the trie may stand on a day."""
+        return bool(self._prices(day).of_leaf[leaf] <= self._left)
+
+    def afforded(self, low: int, high: int, day: int) -> NDArray[np.bool_]:
         """The same of a range of leaves."""
-        return self._price[low:high] <= self._left
+        return self._prices(day).of_leaf[low:high] <= self._left
 
     def legal_tokens(self) -> NDArray[np.int64]:
         """Every token that may come next, ascending; empty once the plan is finished."""
         if self.finished:
             return np.empty(0, dtype=np.int64)
         if self._options:
-            return np.unique(np.array([option.pieces[self._pos] for option in self._options], dtype=np.int64))
+            return np.array(sorted({option.pieces[self._pos] for option in self._options}), dtype=np.int64)
         if self._high - self._low == 1:
             return self._trie.tokens[self._low : self._high, self._depth].astype(np.int64)
         return self.legal_children(self._low, self._high, self._depth)[0]
 
+    def shared(self, low: int, high: int, depth: int) -> list[int]:
+        """The tokens that all leaves of a node go on with."""
+        return self._trie.shared(low, high, depth)
+
     def legal_children(
         self, low: int, high: int, depth: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The legal tokens behind a node of several leaves, ascending, with the leaves that each leads to: from, to."""
-        tokens, starts = self._trie.children(low, high, depth)
-        cheapest = np.minimum.reduceat(self._price[low:high], starts - low)
+        """The legal tokens behind a node of several leaves, ascending, with the leaves that each leads to: from, to.
+
+        They are those of the day that was written last, and in front of the first day Monday's.
+        """
+        tokens, starts, cheapest = self._prices(self._day).branches(low, high, depth)
         legal = cheapest <= self._left
         return tokens[legal], starts[legal], np.append(starts[1:], high)[legal]
 
@@ -158,17 +174,29 @@ class PlanMoves:
     def run_forced(self) -> NDArray[np.int64]:
         """Append tokens while only one is legal; the legal tokens of the decision then reached, empty at the end."""
         while not self.finished:
+            if not self._options:
+                self._run_along()
             legal = self.legal_tokens()
             if len(legal) != 1:
-                assert len(legal), "a dead end: the look-ahead is wrong"
+                assert len(legal) or self.finished, "a dead end: the look-ahead is wrong"
                 return legal
             self.take(int(legal[0]))
         return np.empty(0, dtype=np.int64)
 
+    def _run_along(self) -> None:
+        """Append what all leaves of the title that is being written go on with."""
+        tokens = self._trie.shared(self._low, self._high, self._depth)
+        self.tokens += tokens
+        self._depth += len(tokens)
+        if self._high - self._low == 1:
+            self._reach_leaf(self._low)
+
     def _offer_days(self) -> None:
         self._options = [_Option((self._trie.end,), _END)] if self._meals else []
-        if self._day + 1 < _END and self._price.min() <= self._left:
-            self._options += [_Option(self._trie.labels[day], day) for day in range(self._day + 1, _END)]
+        if self._day + 1 < _END:
+            offered = [prices.least() <= self._left for prices in self._kinds]
+            days = (day for day in range(self._day + 1, _END) if offered[self._kind_of[day]])
+            self._options += [_Option(self._trie.labels[day], day) for day in days]
         self._pos = 0
         self.finished = not self._options  # nothing is allowed at all; `infeasible_reason` has said so before
 
@@ -204,9 +232,14 @@ class PlanMoves:
         self._meals.append(Meal(WEEKDAYS[self._day], self._catalogue.recipes[row].id, servings))
         self._left -= self._cost_of(row) * servings
         if not self._repeats:
-            self._price[self._trie.leaves_of(row)] = NEVER
+            leaves = self._trie.leaves_of(row)
+            for prices in self._kinds:
+                prices.forbid(leaves)
         self._low = self._high = 0
         self._offer_days()
+
+    def _prices(self, day: int) -> Prices:
+        return self._kinds[self._kind_of[max(day, 0)]]
 
     def _cost_of(self, row: int) -> int:
         return max(0, int(self._cost[row]))  # an unknown cost, negative, is allowed only without a budget

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,15 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class DecodingOptions:
-    """How the model is decoded: rows at a time, whether a dish may stand twice in a plan, and what is decided."""
+    """How the model is decoded: rows at a time, whether a dish may stand twice in a plan, what is decided, and minutes
+    by weekday that a dish may take there.
+    """
 
     max_rows: int = 16
     repeats: bool = False
     decide: Decide = "token"
     beam: int = 1
+    max_prep_time_by_day: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -43,10 +45,15 @@ class RowCache:
                 grown[:, :, : self.length] = getattr(self, name)[:, :, : self.length]
                 setattr(self, name, grown)
 
-    def cut(self, length: int) -> None:
-        """Forget what lies behind the first `length` tokens."""
-        assert length <= self.length
-        self.length = length
+    def keep(self, length: int, slots: Sequence[int]) -> None:
+        """Forget all but the first `length` tokens and those at `slots`, which then follow them."""
+        end = length + len(slots)
+        assert end <= self.length
+        if list(slots) != list(range(length, end)):
+            index = torch.tensor(slots, device=self.keys.device)
+            self.keys[:, :, length:end] = self.keys[:, :, index]
+            self.values[:, :, length:end] = self.values[:, :, index]
+        self.length = end
 
     def copy_prefix(self, other: RowCache, length: int) -> None:
         """Begin with the first `length` tokens of another row; exact, since a prefix does not see what follows."""
@@ -87,23 +94,28 @@ class PackedModel:
         return RowCache(self._shape, capacity, dtype=self._dtype, device=self.device)
 
     def forward(
-        self, rows: Sequence[tuple[RowCache, Sequence[int]]], branches: Sequence[Sequence[int]] = ()
+        self, rows: Sequence[tuple[RowCache, Sequence[int]]], trees: Sequence[Sequence[int]] = ()
     ) -> list[Tensor]:
         """Feed each row its new tokens (at least one); the last hidden states of each row's, (new tokens, hidden).
 
         Args:
             rows: each with its cache and its new tokens.
-            branches: for each row nothing, or the lengths of the pieces that its new tokens are made of: each piece
-                goes on from the row's past and sees no other piece. The row is to be cut back afterwards.
+            trees: for each row nothing, or the parents of its last tokens, which are a tree: new ones and, where all
+                of the new ones belong to it, fed ones. A token of the tree sees those that lead to it and what stands
+                before the tree; a parent is a place in the tree, -1 the token before it.
         """
         bounds, masks, start = [], [], 0
         positions: list[Tensor] = []
         for index, (cache, tokens) in enumerate(rows):
-            lengths = (branches[index] if branches else ()) or (len(tokens),)
+            parents = trees[index] if trees else ()
             cache.reserve(len(tokens))
             bounds.append((start, start + len(tokens)))
-            masks.append(_causal_mask(cache.length, lengths, self._groups, self.device))
-            positions.extend(torch.arange(cache.length, cache.length + length) for length in lengths)
+            total = cache.length + len(tokens)
+            first = total - len(parents)  # place of the tree
+            seen = _seen_in_tree(parents)
+            masks.append(_causal_mask(cache.length, total, seen, self._groups, self.device))
+            positions.append(torch.arange(cache.length, max(first, cache.length)))
+            positions.append(torch.from_numpy(seen[max(0, cache.length - first) :].sum(1)) + (first - 1))
             start += len(tokens)
         ids = torch.tensor([token for _, tokens in rows for token in tokens], device=self.device)
         packed = _Packed([cache for cache, _ in rows], bounds, masks)
@@ -188,19 +200,26 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *,
     return one[0].view(query.shape)
 
 
-def _causal_mask(num_past: int, lengths: Sequence[int], groups: int, device: torch.device) -> Tensor | None:
-    """Which of the row's tokens each new token sees, once for each of the heads that share keys.
+def _seen_in_tree(parents: Sequence[int]) -> NDArray[np.bool_]:
+    """Which tokens of a tree each of its tokens sees: those that lead to it, and itself."""
+    seen = np.eye(len(parents), dtype=bool)
+    for index, parent in enumerate(parents):
+        if parent >= 0:
+            seen[index] |= seen[parent]
+    return seen
+
+
+def _causal_mask(
+    num_past: int, total: int, tree: NDArray[np.bool_], groups: int, device: torch.device
+) -> Tensor | None:
+    """Which of a row's `total` tokens each new one sees, once for each of the heads that share keys.
 
     None where no mask is needed, or the kernel's own is right.
     """
-    num_new = sum(lengths)
-    if len(lengths) == 1 and (num_past == 0 or num_new == 1):
+    is_chain = bool(tree.sum() == len(tree) * (len(tree) + 1) // 2)
+    if is_chain and (num_past == 0 or total - num_past == 1):
         return None
-    seen = torch.zeros(num_new, num_past + num_new, dtype=torch.bool, device=device)
-    seen[:, :num_past] = True
-    start = 0
-    for length in lengths:
-        own = seen[start : start + length, num_past + start : num_past + start + length]
-        own.copy_(torch.ones(length, length, dtype=torch.bool, device=device).tril())
-        start += length
-    return seen.repeat(groups, 1)
+    seen = np.tri(total - num_past, total, num_past, dtype=bool)
+    first = total - len(tree)
+    seen[max(0, first - num_past) :, first:] = tree[max(0, num_past - first) :]
+    return torch.from_numpy(seen).to(device).repeat(groups, 1)

@@ -20,9 +20,9 @@ class PlanResult:
 
     `num_tokens` counts the plan's own tokens, the end token included; `num_model_calls` the forward passes in which
     this request took part, the prompt's included; `num_decisions` the tokens that were chosen among several, and
-    `num_rejected` the guessed tokens that were fed in vain. All are 0 for a planner without a model. Plans do not
-    depend on what else is in a batch, but with guesses the numbers of calls and of rejected tokens do, so they do not
-    count when results are compared.
+    `num_rejected` the tokens that were fed in vain: wrong guesses, and beginnings that a search looked behind. All are
+    0 for a planner without a model. Plans do not depend on what else is in a batch, but with guesses the numbers of
+    calls and of rejected tokens do, so they do not count when results are compared.
     """
 
     plan: Plan

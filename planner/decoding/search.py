@@ -10,12 +10,14 @@ beginning that is less likely than a known dish needs to be looked at. Going on,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
 
+from planner.decoding.likely import Node, Opinions
 from planner.decoding.moves import PlanMoves
 from planner.decoding.packed import PackedModel
 from planner.decoding.trie import Pieces
@@ -31,90 +33,74 @@ class Dish:
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """Leaves `low` to `high` of the trie, which share their first `depth` tokens; `tokens` lead there."""
-
-    low: int
-    high: int
-    depth: int
-    tokens: Pieces
-    score: float  # log probability
-
-
 class DishSearch:
     """The search for one dish of one plan; `found` are the likeliest, best first.
 
     Args:
         moves: the plan so far, in front of a title or within one.
         packed: scores tokens.
-        states: the model's last hidden state there, and behind each token of `ahead`.
-        ahead: a guess of what comes next; beginnings that it goes through need no call.
+        opinions: of the request; learns what the model thinks of tokens.
         count: how many dishes to find; fewer where fewer are left.
     """
 
-    def __init__(
-        self, moves: PlanMoves, packed: PackedModel, states: Tensor, ahead: Pieces = (), *, count: int = 1
-    ) -> None:
+    def __init__(self, moves: PlanMoves, packed: PackedModel, opinions: Opinions, *, count: int = 1) -> None:
         self.found: list[Dish] = []
-        self._moves, self._packed, self._count = moves, packed, count
-        self._states, self._ahead = states, ahead
+        self._moves, self._packed, self._opinions, self._count = moves, packed, opinions, count
         place = moves.place()
-        self._heap: list[tuple[float, int, _Node]] = []
+        self._heap: list[tuple[float, int, Node]] = []
         self._num_seen = 0
-        self._waiting: list[_Node] = []
-        self._look_behind(_Node(place.low, place.high, place.depth, (), 0.0), states[0])
-        self._advance()
+        self._waiting = [Node(place.low, place.high, place.depth, (), 0.0)]
 
     @property
     def branches(self) -> list[Pieces]:
         """The beginnings whose states are needed, as tokens behind the plan so far; empty once it is done."""
         return [node.tokens for node in self._waiting]
 
+    def likely(self, most: int) -> list[Pieces]:
+        """Beginnings behind `branches` that are likely to be asked about next, as guesses."""
+        return self._opinions.likely(self._moves, self._waiting, most)
+
     @property
     def is_done(self) -> bool:
         """Whether all that was asked for is found."""
         return not self._waiting
 
-    def take(self, states: list[Tensor]) -> None:
-        """Go on with the last hidden state of each of `branches`."""
-        for node, state in zip(self._waiting, states, strict=True):
-            self._look_behind(node, state)
-        self._advance()
+    def go_on(self, state_behind: Callable[[Pieces], Tensor | None]) -> None:
+        """Search as far as states are known: the model's last hidden state behind a beginning, or None.
 
-    def _look_behind(self, node: _Node, state: Tensor) -> None:
+        Those of all `branches` are.
+        """
+        for node in self._waiting:
+            state = state_behind(node.tokens)
+            assert state is not None
+            self._look_behind(node, state)
+        self._advance(state_behind)
+
+    def _look_behind(self, node: Node, state: Tensor) -> None:
         tokens, lows, highs = self._moves.legal_children(node.low, node.high, node.depth)
         scores = self._packed.scores(state, torch.from_numpy(tokens).to(self._packed.device))
         logs = torch.log_softmax(scores.double(), 0).tolist()
+        self._opinions.note(tokens.tolist(), logs)
         depth = node.depth + 1
         for token, low, high, log in zip(tokens.tolist(), lows.tolist(), highs.tolist(), logs, strict=True):
-            child = _Node(low, high, depth, (*node.tokens, token), node.score + log)
+            child = Node(low, high, depth, (*node.tokens, token), node.score + log)
             heappush(self._heap, (-child.score, self._num_seen, child))
             self._num_seen += 1
 
-    def _advance(self) -> None:
+    def _advance(self, state_behind: Callable[[Pieces], Tensor | None]) -> None:
         """Take the likeliest beginnings until enough are dishes, or `WIDTH` of them need their states."""
         self._waiting = []
-        known: list[tuple[float, int, _Node]] = []  # dishes; what is ahead of them may hide better ones
+        known: list[tuple[float, int, Node]] = []  # dishes; what is ahead of them may hide better ones
         while self._heap and len(self._waiting) < WIDTH and len(self.found) + len(known) < self._count:
             entry = heappop(self._heap)
-            node, is_dish = self._run_forced(entry[2])
+            node, is_dish = entry[2].run_forced(self._moves)
             if is_dish and self._waiting:
                 known.append(entry)
             elif is_dish:
                 self.found.append(Dish(node.tokens, node.score))
-            elif self._ahead[: len(node.tokens)] == node.tokens:
-                self._look_behind(node, self._states[len(node.tokens)])
+            elif (state := state_behind(node.tokens)) is not None:
+                self._look_behind(node, state)
             else:
                 self._waiting.append(node)
         for entry in known:
             heappush(self._heap, entry)
-
-    def _run_forced(self, node: _Node) -> tuple[_Node, bool]:
-        """Go on while one token is legal and more than one dish is left; whether one dish is."""
-        while not self._moves.is_dish(node.low, node.high):
-            tokens, lows, highs = self._moves.legal_children(node.low, node.high, node.depth)
-            if len(tokens) != 1:
-                return node, False
-            node = _Node(int(lows[0]), int(highs[0]), node.depth + 1, (*node.tokens, int(tokens[0])), node.score)
-        return node, True

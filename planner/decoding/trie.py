@@ -27,6 +27,7 @@ NUMBER = -1  # a leaf that a number follows
 PAD = -1
 RETIRED = -1  # the row of a title that may not be proposed, but must not be spelled as another dish's servings either
 NEVER = 2**62  # a price above any budget
+MANY = 1024  # leaves of a node; what is below fewer is looked through in a few microseconds
 _KEPT_SIZES = 16  # household sizes whose prices are kept
 _PROBE = 12  # two digits: shows how a number joins a title
 _ALL_DAYS_UP_TO = 2000  # titles that are proven under every day's label; larger catalogues under one each
@@ -67,6 +68,24 @@ class CatalogueTrie:
             starts = np.concatenate(([0], np.flatnonzero(np.diff(column)) + 1))
             known = self._nodes[low, depth] = (column[starts].astype(np.int64), starts + low)
         return known
+
+    def prepare(self) -> None:
+        """Compute the children of every node with many leaves now, so that no request waits for it."""
+        nodes = [(0, self.num_leaves, 0)]
+        while nodes:
+            low, high, depth = nodes.pop()
+            if high - low > MANY:
+                starts = self.children(low, high, depth)[1].tolist()
+                nodes += [(start, stop, depth + 1) for start, stop in zip(starts, [*starts[1:], high], strict=True)]
+
+    def shared(self, low: int, high: int, depth: int) -> list[int]:
+        """The tokens that all leaves of a node go on with; of a single leaf all that are left."""
+        first, stop = self.tokens[low, depth:], int(self.lengths[low]) - depth
+        if high - low > 1:
+            # Sorted, and none is the beginning of another: where the first and the last part, the node branches.
+            stop = int((first != self.tokens[high - 1, depth:]).argmax())
+        shared: list[int] = first[:stop].tolist()
+        return shared
 
     def prices(self, cost_cents: NDArray[np.int64], usual: int) -> NDArray[np.int64]:
         """The least that each leaf costs for a household of `usual` servings, `NEVER` where the text never says it.
@@ -129,7 +148,9 @@ def build_trie(catalogue: Catalogue, tokenizer: Any) -> CatalogueTrie:
     retired = [title for title in title_collisions(catalogue) if not catalogue.by_title[title].active]
     leaves += [(_cut(ids, labels[0], (), title), RETIRED, USUAL) for ids, title in _lines(tokenizer, retired, "")]
     leaves = [leaf for leaf in _spell_out_prefixes(leaves, numbers) if leaf[1] != RETIRED]
-    return _assemble(leaves, labels, numbers, tokenizer.eos_token_id)
+    trie = _assemble(leaves, labels, numbers, tokenizer.eos_token_id)
+    trie.prepare()
+    return trie
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

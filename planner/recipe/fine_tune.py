@@ -168,7 +168,12 @@ def _register(
     parts = LoraParts(base=base, tokenizer=load_tokenizer(base.folder, base.name), adapter=report.adapter_folder)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "planner"
-        options = DecodingOptions(repeats=step.repeats, decide=step.decide, beam=step.beam)
+        options = DecodingOptions(
+            repeats=step.repeats,
+            decide=step.decide,
+            beam=step.beam,
+            max_prep_time_by_day=step.max_prep_time_by_day.by_day(),
+        )
         write_package(package, parts, catalogue, lineage, options=options, embed_base=step.embed_base)
         return register_package(
             package,
@@ -216,9 +221,16 @@ def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, rep
         f"epoch {report.best_epoch} of {step.epochs}, lr {step.lr:g}, batch {step.batch_size}, seed {step.seed}"
         f"{', on the base in 4 bits' if step.quantize_base else ''}\n"
         f"- decoding: decides a {step.decide} at a time{f', beam of {step.beam}' if step.beam > 1 else ''}\n"
+        f"{_day_limits(step)}"
         f"- validation loss: {validation}\n"
         "- limits: proposes only dishes of the catalogue it was registered with; its newest replay holds its scores"
     )
+
+
+def _day_limits(step: TrainConfig) -> str:
+    limits = step.max_prep_time_by_day.by_day()
+    named = ", ".join(f"{day} {minutes}" for day, minutes in limits.items())
+    return f"- most minutes by day: {named}; the others without a limit of their own\n" if limits else ""
 
 
 def _log_params(run: StepRun, step: TrainConfig, version: DatasetVersion, base: BaseFiles) -> None:

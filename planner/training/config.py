@@ -7,9 +7,35 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_serializer, model_validator
 
-from planner.contracts.options import Name, Number, Whole
+from planner.contracts.options import Minutes, Name, Number, Whole
+
+
+class DayLimits(BaseModel):
+    """Minutes by weekday; a day without a limit is left out when it is written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    monday: Minutes | None = None
+    """Most minutes of a dish on this day; 0 leaves the day free, null sets no limit."""
+    tuesday: Minutes | None = None
+    """As Monday."""
+    wednesday: Minutes | None = None
+    """As Monday."""
+    thursday: Minutes | None = None
+    """As Monday."""
+    friday: Minutes | None = None
+    """As Monday."""
+    saturday: Minutes | None = None
+    """As Monday."""
+    sunday: Minutes | None = None
+    """As Monday."""
+
+    @model_serializer
+    def by_day(self) -> dict[str, int]:
+        """The days that have a limit."""
+        return {day: minutes for day, minutes in self if minutes is not None}
 
 
 class TrainConfig(BaseModel):
@@ -48,6 +74,9 @@ class TrainConfig(BaseModel):
     """Plans that the registered version follows at a time with `decide: dish`; 1 follows the likeliest."""
     repeats: StrictBool = False
     """Whether a dish may stand twice in a plan of the registered version."""
+    max_prep_time_by_day: DayLimits = DayLimits()
+    """Minutes that a dish of the registered version may take on a weekday, beside the household's own limit; a dish of
+    unknown prep time is out on such a day. No request can carry it, so it is one rule for all households."""
     lora_r: Whole = Field(16, ge=1, le=1024)
     """Rank of the adapter."""
     lora_alpha: Number = Field(32, gt=0)

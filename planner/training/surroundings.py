@@ -23,6 +23,7 @@ _FREE = {
     "decide",
     "beam",
     "repeats",
+    "max_prep_time_by_day",
     "embed_base",
     "checkpoints",
     "checkpoint_every",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.contracts.catalogue import Catalogue, Ingredient, Recipe, cents
+from planner.contracts.plan import WEEKDAYS
 from planner.contracts.request import Constraints, Household, Request
 
 # Canonical word, and the forms in which recipes and requests write it.
@@ -86,6 +87,13 @@ def fuzz_request(rng: random.Random) -> tuple[Request, set[str]]:
     return request, set(excluded)
 
 
+def fuzz_limits(rng: random.Random) -> dict[str, int]:
+    """Minutes by weekday: none, some days, or every day."""
+    days = rng.sample(WEEKDAYS, rng.choice((0, 1, 3, 6, 7, 7)))
+    some = rng.choice(((0,), (0, 5), (0, 10, 20), (5, 10, 20, 40), (10, 60)))
+    return {day: rng.choice(some) for day in days}
+
+
 @dataclass(frozen=True)
 class Truth:
     """What is true of each dish, as columns in catalogue order; `cost` is in cents, `UNKNOWN` where nobody knows."""
@@ -122,7 +130,12 @@ class Truth:
             mask &= self.cost != UNKNOWN
         return mask
 
-    def has_a_plan(self, request: Request, excluded: set[str]) -> bool:
-        """Whether one serving of some dish is a plan."""
+    def allowed_on(self, mask: np.ndarray, limit: int | None) -> np.ndarray:
+        """Which of some dishes may stand on a day with a limit."""
+        return mask if limit is None else mask & (self.prep_time <= limit) & (limit != 0)
+
+    def has_a_plan(self, request: Request, excluded: set[str], limits: dict[str, int] | None = None) -> bool:
+        """Whether one serving of some dish on some day is a plan."""
         mask, budget = self.allowed(request, excluded), cents(request.constraints.budget)
+        mask = np.logical_or.reduce([self.allowed_on(mask, (limits or {}).get(day)) for day in WEEKDAYS])
         return bool(mask.any()) and (budget is None or int(self.cost[mask].min()) <= budget)

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from planner.contracts.catalogue import Ingredient, cents
-from planner.contracts.errors import ContractError
-from planner.contracts.plan import EMPTY_PLAN
+from planner.contracts.errors import ConfigError, ContractError
+from planner.contracts.plan import EMPTY_PLAN, WEEKDAYS
 from planner.contracts.prompt import (
     DAY_LABELS,
     default_servings,
@@ -32,8 +32,9 @@ from tests.tiny import tiny_catalogue, tiny_requests
 class Naive:
     """Legal tokens by writing out every line that may come next, as text, and tokenising it: no trie, no walk."""
 
-    def __init__(self, tokenizer, catalogue, request):
+    def __init__(self, tokenizer, catalogue, request, limits=None):
         self.tokenizer, self.catalogue, self.request = tokenizer, catalogue, request
+        self.limits = limits or {}  # minutes by weekday
         self.usual = default_servings(request)
         allowed = ConstraintIndex(catalogue).allowed(request)
         self.recipes = [r for r, ok in zip(catalogue.recipes, allowed.mask, strict=True) if ok]
@@ -56,8 +57,10 @@ class Naive:
         budget = cents(self.request.constraints.budget)
         spent = sum((cents(self.catalogue.by_id[m.recipe_id].cost_per_serving) or 0) * m.servings for m in meals)
         found = [[self.tokenizer.eos_token_id]] if lines else []
-        for label in DAY_LABELS[first:]:
+        for day, label in list(zip(WEEKDAYS, DAY_LABELS, strict=True))[first:]:
             for recipe in self.recipes:
+                if day in self.limits and not 0 < (recipe.prep_time or 10**9) <= self.limits[day]:
+                    continue
                 for servings in {self.usual, *range(1, servings_bound(self.usual) + 1)}:
                     price = (cents(recipe.cost_per_serving) or 0) * servings
                     if recipe.id not in eaten and (budget is None or spent + price <= budget):
@@ -66,9 +69,9 @@ class Naive:
         return found
 
 
-def naive_plan_tokens(model, tokenizer, catalogue, request) -> list[int]:
+def naive_plan_tokens(model, tokenizer, catalogue, request, limits=None) -> list[int]:
     prompt = encode_prompt(tokenizer, render_prompt(request, catalogue))
-    naive, ids = Naive(tokenizer, catalogue, request), torch.tensor([prompt])
+    naive, ids = Naive(tokenizer, catalogue, request, limits), torch.tensor([prompt])
     output = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -108,6 +111,37 @@ def test_plans_equal_a_naive_generate_with_brute_force_legal_tokens(base, small,
         if expected is not None:
             assert encode_target(base.tokenizer, render_plan(result.plan, request, small)) == expected
             assert result.num_tokens == len(expected)
+
+
+@pytest.mark.parametrize("limits", [{"monday": 0, "tuesday": 25, "friday": 30}, dict.fromkeys(WEEKDAYS, 25)])
+def test_plans_under_limits_of_single_days_equal_a_naive_generate(base, small, requests, limits):
+    decoder = Decoder(base.model, base.tokenizer, small, max_prep_time_by_day=limits)
+    num_feasible = 0
+    for request, result in zip(requests[:12], decoder.plan(requests[:12]), strict=True):
+        naive = Naive(base.tokenizer, small, request, limits)
+        assert result.feasible == bool(naive([]))
+        if result.feasible:
+            expected = naive_plan_tokens(base.model, base.tokenizer, small, request, limits)
+            assert encode_target(base.tokenizer, render_plan(result.plan, request, small)) == expected
+            num_feasible += 1
+    assert num_feasible >= 4
+
+
+def test_week_without_a_day_for_any_dish_is_answered_without_a_model_call(base, small):
+    quickest = min(recipe.prep_time for recipe in small.recipes if recipe.active and recipe.prep_time is not None)
+    limits = dict.fromkeys(WEEKDAYS, quickest - 1) | {"friday": 0}
+    decoder = Decoder(base.model, base.tokenizer, small, max_prep_time_by_day=limits)
+    result = decoder.plan([Request(Household("h", 2))])[0]
+    assert decoder.packed.num_calls == 0 and not result.feasible and result.plan == EMPTY_PLAN
+    assert result.reason.startswith("no_recipe_allowed") and result.reason.endswith("0 after max_prep_time_by_day")
+    one = Decoder(base.model, base.tokenizer, small, max_prep_time_by_day=limits | {"thursday": quickest})
+    assert [meal.day for meal in one.plan([Request(Household("h", 2))])[0].plan.meals] == ["thursday"]
+
+
+@pytest.mark.parametrize("limits", [{"funday": 3}, {"monday": -1}, {"monday": True}, {"monday": float("nan")}])
+def test_wrong_limit_of_a_day_is_refused_by_name(base, small, limits):
+    with pytest.raises(ConfigError, match=f"max_prep_time_by_day.*{next(iter(limits))}"):
+        Decoder(base.model, base.tokenizer, small, max_prep_time_by_day=limits)
 
 
 def test_plan_does_not_depend_on_what_else_is_in_the_batch(base, small, requests):

@@ -17,7 +17,7 @@ from planner.decoding.base import load_base
 from planner.decoding.export import export_package
 from planner.decoding.files import verify_package
 from planner.decoding.legal import LegalTokens
-from planner.decoding.package import Lineage, LoraParts, load_package, write_package
+from planner.decoding.package import DecodingOptions, Lineage, LoraParts, load_package, write_package
 from planner.decoding.popular import fit_popular
 from planner.evaluation.verify import violations
 from tests.tiny import tiny_examples, tiny_requests
@@ -33,7 +33,8 @@ def package(base, base_files, catalogue, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     get_peft_model(load_base(base_files, device="cpu").model, config).save_pretrained(folder / "adapter")
     parts = LoraParts(base_files, base.tokenizer, folder / "adapter")
-    write_package(folder / "package", parts, catalogue, LINEAGE)
+    options = DecodingOptions(max_prep_time_by_day={"monday": 0, "tuesday": 20})
+    write_package(folder / "package", parts, catalogue, LINEAGE, options=options)
     return folder / "package"
 
 
@@ -93,6 +94,7 @@ def test_any_choice_among_the_legal_tokens_breaks_nothing(exported, catalogue):
             assert allowed == moves.legal_tokens().tolist()
             moves.take(rng.choice(allowed))
         assert moves.plan.meals and not violations(moves.plan, request, catalogue)
+        assert moves.plan.meals[0].day != "monday"  # which the version leaves free
     assert legal.infeasible_reason(Request(Household("h"), constraints=Constraints(budget=0.0)))
 
 

@@ -20,10 +20,11 @@ from planner.contracts.plan import WEEKDAYS, Meal, Plan
 from planner.contracts.prompt import default_servings, encode_target, parse_plan_text, render_plan
 from planner.contracts.request import Constraints, Household, Request
 from planner.decoding.constraints import ConstraintIndex
+from planner.decoding.day_limits import limits_of_week
 from planner.decoding.moves import PlanMoves
 from planner.decoding.trie import build_trie, servings_bound
 from planner.evaluation.verify import is_satisfiable, violations
-from tests.decoding.fuzz import Truth, fuzz_catalogue, fuzz_request
+from tests.decoding.fuzz import Truth, fuzz_catalogue, fuzz_limits, fuzz_request
 
 VOCABULARY = 1024  # the tiny tokenizer has fewer
 
@@ -57,19 +58,29 @@ def walk(moves: PlanMoves, scores: Scores) -> int:
     return num_decisions
 
 
-def fuzz(base, seed: int, *, num_recipes: int, num_requests: int, brute: bool) -> Counter[str]:
-    """Plan fuzzed requests and count what came of them; any difference from the truth fails at once."""
+def fuzz(base, seed: int, *, num_recipes: int, num_requests: int, brute: bool, limited: bool = False) -> Counter[str]:
+    """Plan fuzzed requests and count what came of them; any difference from the truth fails at once.
+
+    `limited` draws limits of single days for each request: those of a version would be the same for all.
+    """
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
     catalogue, words = fuzz_catalogue(rng, num_recipes)
     truth, trie, index = Truth.of(catalogue, words), build_trie(catalogue, base.tokenizer), ConstraintIndex(catalogue)
     found: Counter[str] = Counter(requests=0, feasible=0, infeasible=0, unwritable=0, meals=0, decisions=0)
     for number in range(num_requests):
         request, excluded = fuzz_request(rng)
-        exists = truth.has_a_plan(request, excluded)
+        limits = fuzz_limits(rng) if limited else {}
+        index._limits = limits_of_week(limits)
+        exists = truth.has_a_plan(request, excluded, limits)
         if brute:
-            assert exists == is_satisfiable(request, catalogue), request
+            satisfiable = is_satisfiable(request, catalogue)
+            assert (exists <= satisfiable) if limits else (exists == satisfiable), request
         allowed = index.allowed(request)
-        assert np.array_equal(allowed.mask, truth.allowed(request, excluded)), request
+        mask = truth.allowed(request, excluded)
+        by_day = [truth.allowed_on(mask, limits.get(day)) for day in WEEKDAYS]
+        assert np.array_equal(allowed.mask, np.logical_or.reduce(by_day)), request
+        assert len(allowed.by_day) == (7 if limits else 0)
+        assert all(map(np.array_equal, allowed.by_day, by_day))
         assert (index.infeasible_reason(allowed) is None) == exists, request
         found["requests"] += 1
         if not exists:
@@ -81,9 +92,20 @@ def fuzz(base, seed: int, *, num_recipes: int, num_requests: int, brute: bool) -
             found["unwritable"] += 1
             continue
         found["decisions"] += walk(moves, Scores(("noise", "opinion", "never enough")[number % 3], numbers))
+        assert not over_day_limits(moves.plan, limits, catalogue), (request, limits)
         check_plan(moves, request, catalogue, base.tokenizer, text=num_recipes < 1000 or number % 10 == 0)
         found["feasible"] += 1
         found["meals"] += len(moves.plan.meals)
+    return found
+
+
+def over_day_limits(plan: Plan, limits: dict[str, int], catalogue: Catalogue) -> list[Meal]:
+    """The meals that take longer than their day has, or nobody knows how long."""
+    found = []
+    for meal in plan.meals:
+        minutes = catalogue.by_id[meal.recipe_id].prep_time
+        if meal.day in limits and (limits[meal.day] == 0 or minutes is None or minutes > limits[meal.day]):
+            found.append(meal)
     return found
 
 
@@ -118,19 +140,30 @@ def test_no_violation_and_feasible_where_brute_force_finds_a_plan_on_small_catal
     fuzz(base, seed, num_recipes=1 + seed % 10, num_requests=40, brute=True)
 
 
-def test_no_violation_and_feasible_where_brute_force_finds_a_plan_at_500_recipes(base):
-    found = fuzz(base, 500, num_recipes=500, num_requests=600, brute=True)
+@pytest.mark.parametrize("seed", range(20))
+def test_no_violation_under_limits_of_single_days_on_small_catalogues(base, seed):
+    fuzz(base, seed, num_recipes=1 + seed % 10, num_requests=60, brute=True, limited=True)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_no_violation_and_feasible_where_brute_force_finds_a_plan_at_500_recipes(base, limited):
+    found = fuzz(base, 500, num_recipes=500, num_requests=600, brute=True, limited=limited)
     assert found["feasible"] > 250 and found["infeasible"] > 100, found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_recipes", "brute"), [(500, True), (100_000, False)])
-def test_no_violation_in_10000_requests(base, num_recipes, brute, record_property, capsys):
-    found = fuzz(base, num_recipes, num_recipes=num_recipes, num_requests=10_000, brute=brute)
+@pytest.mark.parametrize(
+    ("num_recipes", "brute", "limited"), [(500, True, False), (500, True, True), (100_000, False, False)]
+)
+def test_no_violation_in_10000_requests(base, num_recipes, brute, limited, record_property, capsys):
+    found = fuzz(base, num_recipes, num_recipes=num_recipes, num_requests=10_000, brute=brute, limited=limited)
     assert found["requests"] == 10_000 == found["feasible"] + found["infeasible"] + found["unwritable"]
     assert found["feasible"] > 5000 and found["infeasible"] > 500
     with capsys.disabled():
-        print(f"\n{num_recipes:,} recipes: 0 violations; " + ", ".join(f"{n:,} {name}" for name, n in found.items()))
+        print(
+            f"\n{num_recipes:,} recipes{', limits of days' * limited}: 0 violations; "
+            + ", ".join(f"{n:,} {name}" for name, n in found.items())
+        )
 
 
 # --- every plan of a small universe ---
@@ -148,6 +181,12 @@ LIMITS = [
     for budget in (None, 0.0, 1.0, 3.49, 3.5, 12.0)
     for minutes in (None, 10, 29)
     for excluded in ((), ("egg",), ("milk", "nuts"))
+]
+
+
+WEEKS = [
+    {day: minutes for day, minutes in zip(DAYS, week, strict=True) if minutes is not None}
+    for week in ((10, None, None), (0, 29, None), (None, 10, 0), (30, 10, 9), (9, 9, 9), (0, 0, 0), (30, 0, 30))
 ]
 
 
@@ -171,10 +210,15 @@ def writes(moves: PlanMoves, tokens: list[int]) -> bool:
     return moves.finished
 
 
-def check_universe(base, request: Request, num_dishes: int) -> tuple[int, int]:
-    """Try every plan of the universe; how many there are, and how many break nothing."""
+def check_universe(base, request: Request, num_dishes: int, days: dict[str, int] | None = None) -> tuple[int, int]:
+    """Try every plan of the universe; how many there are, and how many break nothing.
+
+    With limits of `days` those that are not in the universe are free.
+    """
     catalogue = Catalogue.of(SMALL[:num_dishes])
-    trie, index, usual = build_trie(catalogue, base.tokenizer), ConstraintIndex(catalogue), default_servings(request)
+    limits = dict.fromkeys(set(WEEKDAYS).difference(DAYS), 0) | days if days else {}
+    index = ConstraintIndex(catalogue, max_prep_time_by_day=limits)
+    trie, usual = build_trie(catalogue, base.tokenizer), default_servings(request)
     allowed = index.allowed(request)
     plans = [plan for plan in universe(catalogue, usual)]
     texts = [render_plan(plan, request, catalogue) for plan in plans]
@@ -184,6 +228,7 @@ def check_universe(base, request: Request, num_dishes: int) -> tuple[int, int]:
         valid = bool(plan.meals) and len(plan.recipe_ids) == len(plan.meals)
         valid = valid and all(m.servings <= servings_bound(usual) for m in plan.meals)
         valid = valid and not violations(plan, request, catalogue)
+        valid = valid and not over_day_limits(plan, limits, catalogue)
         num_valid += valid
         if plan.meals and parse_plan_text(text, request, catalogue) != plan:
             continue  # `Soup x3` as three servings of Soup: that text means the dish
@@ -197,6 +242,18 @@ def check_universe(base, request: Request, num_dishes: int) -> tuple[int, int]:
 def test_the_walk_writes_every_plan_that_breaks_nothing_and_no_other(base, place):
     num_plans, _ = check_universe(base, LIMITS[place], 2)
     assert num_plans > 1000
+    check_universe(base, LIMITS[place], 2, WEEKS[place % len(WEEKS)])
+
+
+@pytest.mark.slow
+def test_the_walk_writes_every_plan_within_the_limits_of_days_and_no_other(base, capsys):
+    some = [replace(request, mode="d") for request in LIMITS[:: 432 // 18]]
+    counts = np.array([check_universe(base, request, 2, week) for request in some for week in WEEKS])
+    more = np.array([check_universe(base, some[0], 3, week) for week in WEEKS])
+    assert (counts[:, 1] > 0).any() and (counts[:, 1] == 0).any() and (more[:, 1] > 0).any()
+    total, valid = (counts.sum(0) + more.sum(0)).tolist()
+    with capsys.disabled():
+        print(f"\n{len(counts) + len(more)} small instances, limits of days: {total:,} plans tried, {valid:,} valid")
 
 
 @pytest.mark.slow

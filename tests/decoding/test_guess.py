@@ -15,7 +15,7 @@ from planner.contracts.prompt import encode_prompt, encode_target, render_plan, 
 from planner.contracts.request import Constraints, Household, Request
 from planner.decoding.decoder import Decoder
 from planner.decoding.guess import PRIORS, Guesser, Leaves, Piece
-from tests.decoding.fuzz import fuzz_catalogue, fuzz_request
+from tests.decoding.fuzz import fuzz_catalogue, fuzz_limits, fuzz_request
 from tests.decoding.test_trie import odd_catalogue
 from tests.tiny import tiny_catalogue, tiny_requests
 
@@ -26,9 +26,8 @@ class FakeCache:
     def __init__(self):
         self.tokens = []
 
-    def cut(self, length):
-        assert length <= len(self.tokens)
-        del self.tokens[length:]
+    def keep(self, length, slots):
+        self.tokens = [*self.tokens[:length], *(self.tokens[slot] for slot in slots)]
 
     def copy_prefix(self, other, length):
         self.tokens = other.tokens[:length]
@@ -47,18 +46,20 @@ class FakeModel:
     def new_row(self, capacity):
         return FakeCache()
 
-    def forward(self, rows, branches=()):
+    def forward(self, rows, trees=()):
         self.num_calls += 1
         states = []
         for index, (cache, tokens) in enumerate(rows):
             assert len(tokens)
             self.num_tokens += len(tokens)
-            past, left, seen = tuple(cache.tokens), list(tokens), []
             cache.tokens.extend(tokens)
-            for length in (branches[index] if branches else ()) or (len(tokens),):
-                seen += [(*past, *left[: n + 1]) for n in range(length)]
-                del left[:length]
-            states.append(seen)
+            parents = trees[index] if trees else ()
+            first = len(cache.tokens) - len(parents)
+            seen = [tuple(cache.tokens[: n + 1]) for n in range(len(cache.tokens) - len(tokens), first)]
+            paths = []
+            for token, parent in zip(cache.tokens[first:], parents, strict=True):
+                paths.append((*(paths[parent] if parent >= 0 else cache.tokens[:first]), token))
+            states.append((seen + paths)[-len(tokens) :])
         return states
 
     def scores(self, state, token_ids):
@@ -108,11 +109,12 @@ def test_plans_are_those_without_guesses_under_made_up_scores(base, seed):
     rng = random.Random(seed)
     catalogue, _ = fuzz_catalogue(rng, rng.choice((1, 2, 5, 30, 120)))
     requests = [fuzz_with_history(rng, catalogue) for _ in range(12)]
-    habit, repeats = rng.choice((0.0, 0.5, 2.0)), rng.random() < 0.3
-    plain = decoder_with(base, catalogue, guess=False, max_rows=1, seed=seed, habit=habit, repeats=repeats)
+    habit = rng.choice((0.0, 0.5, 2.0))
+    rules = {"repeats": rng.random() < 0.3, "max_prep_time_by_day": fuzz_limits(rng) if seed % 2 else {}}
+    plain = decoder_with(base, catalogue, guess=False, max_rows=1, seed=seed, habit=habit, **rules)
     expected = plain.plan(requests)
     for max_rows, call_tokens in ((1, 19.0), (1, 1e9), (5, 19.0), (3, 400.0), (16, 0.0)):
-        options = {"max_rows": max_rows, "call_tokens": call_tokens, "repeats": repeats}
+        options = {"max_rows": max_rows, "call_tokens": call_tokens, **rules}
         found = decoder_with(base, catalogue, guess=True, seed=seed, habit=habit, **options).plan(requests)
         assert [r.plan for r in found] == [r.plan for r in expected]
         assert [(r.feasible, r.reason) for r in found] == [(r.feasible, r.reason) for r in expected]
@@ -190,6 +192,18 @@ def test_dish_that_is_not_allowed_any_more_is_not_guessed(base):
     assert text(request).startswith(f"Mon: {dish.title}\nTue:")
     ingredient = dish.ingredients[0].name
     assert text(replace(request, constraints=Constraints(excluded_ingredients=(ingredient,)))) == "Mon:"
+
+
+def test_day_that_stays_free_is_not_guessed(base):
+    catalogue = tiny_catalogue(40)
+    previous = Plan(tuple(Meal(day, catalogue.recipes[i].id, 2) for i, day in enumerate(WEEKDAYS)))
+    decoder = decoder_with(base, catalogue, guess=True, max_prep_time_by_day={"monday": 0, "wednesday": 0})
+    request = Request(Household("h", 2), previous_plan=previous)
+    row_of = {r.id: i for i, r in enumerate(catalogue.recipes)}
+    guesser = Guesser(decoder.trie, Leaves.of(decoder.trie, 40), row_of, previous, 2)
+    pieces = guesser.draft(decoder.legal.moves(request), 1e9)
+    text = base.tokenizer.decode([token for piece in pieces for token in piece.tokens])
+    assert [line[:3] for line in text.splitlines()][:2] == ["Tue", "Thu"]
 
 
 def test_kind_of_guess_that_fails_is_made_no_more(base):

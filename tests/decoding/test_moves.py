@@ -9,9 +9,12 @@ from planner.contracts.catalogue import Catalogue, Recipe
 from planner.contracts.plan import DAY_INDEX
 from planner.contracts.prompt import default_servings
 from planner.contracts.request import Constraints, Household, Request
+from planner.decoding import prices
 from planner.decoding.constraints import ConstraintIndex
+from planner.decoding.legal import LegalTokens
 from planner.decoding.moves import PlanMoves
 from planner.decoding.trie import build_trie
+from tests.tiny import tiny_catalogue
 
 
 def random_walk(rng: np.random.Generator, moves: PlanMoves) -> None:
@@ -58,3 +61,23 @@ def test_implausible_household_size_gets_a_plan_of_plausible_or_usual_servings(b
     moves = PlanMoves(trie, catalogue, index.cost_cents, index.allowed(request), default_servings(request))
     random_walk(np.random.default_rng(0), moves)
     assert 1 <= moves.plan.meals[0].servings <= 50
+
+
+def test_what_is_kept_of_large_nodes_is_what_looking_again_gives(base, monkeypatch):
+    catalogue = tiny_catalogue(144)
+    request = Request(Household("h", 2), constraints=Constraints(budget=120.0))
+    for many in (1, 20, 10_000):
+        monkeypatch.setattr(prices, "MANY", many)
+        legal = LegalTokens(catalogue, base.tokenizer)
+        moves, rng = legal.moves(request), np.random.default_rng(3)
+        while len(tokens := moves.run_forced()):
+            moves.take(int(rng.choice(tokens)))
+            if moves.place().kind == "title":
+                other = moves.copy()
+                low, high, depth = (place := moves.place()).low, place.high, place.depth
+                afforded = moves.afforded(low, high, place.day)
+                assert moves.is_dish(low, high) == (len(set(legal.trie.recipe[low:high][afforded].tolist())) <= 1)
+                if high - low > 1:
+                    column = legal.trie.tokens[low:high, depth]
+                    assert set(other.legal_tokens().tolist()) == set(column[afforded].tolist())
+        assert moves.plan.meals

@@ -76,8 +76,10 @@ def test_loaded_planner_plans_like_the_unmerged_model(parts, catalogue, requests
     assert planner.plan(requests) == trained[1]
 
 
-def test_what_is_decided_and_the_beam_are_kept_with_the_version(parts, base, catalogue, requests, trained, tmp_path):
-    options = {"decide": "dish", "beam": 3}
+def test_what_is_decided_the_beam_and_limits_of_days_are_kept_with_the_version(
+    parts, base, catalogue, requests, trained, tmp_path
+):
+    options = {"decide": "dish", "beam": 3, "max_prep_time_by_day": {"monday": 0, "friday": 20}}
     write_package(tmp_path / "model", parts, catalogue, LINEAGE, options=DecodingOptions(**options))
     model = merge_adapter(load_base(parts.base, device="cpu"), trained[0])
     found = load_package(tmp_path / "model", device="cpu").plan(requests)

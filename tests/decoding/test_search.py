@@ -19,8 +19,9 @@ from planner.contracts.prompt import (
 )
 from planner.decoding.decoder import UNWRITABLE, Decoder
 from planner.evaluation.verify import is_satisfiable, violations
-from tests.decoding.fuzz import fuzz_catalogue
+from tests.decoding.fuzz import fuzz_catalogue, fuzz_limits
 from tests.decoding.test_decoder import Naive
+from tests.decoding.test_fuzz import over_day_limits
 from tests.decoding.test_guess import decoder_with, fuzz_with_history
 from tests.tiny import tiny_catalogue, tiny_requests
 
@@ -38,10 +39,10 @@ def requests(small):
 class BruteForce:
     """A plan by the definition: no trie, no cache, no search; every dish that may come next gets its probability."""
 
-    def __init__(self, model, tokenizer, catalogue, request):
+    def __init__(self, model, tokenizer, catalogue, request, limits=None):
         self.model, self.tokenizer, self.catalogue, self.request = model, tokenizer, catalogue, request
         self.prompt = encode_prompt(tokenizer, render_prompt(request, catalogue))
-        self.naive = Naive(tokenizer, catalogue, request)
+        self.naive = Naive(tokenizer, catalogue, request, limits)
         self.next_logs = lru_cache(maxsize=None)(self._next_logs)
 
     def plan_tokens(self, beam: int = 1) -> list[int]:
@@ -111,12 +112,12 @@ class BruteForce:
         return dict(zip(legal, torch.log_softmax(logits.double(), 0), strict=True))
 
 
-def check_by_brute_force(base, small, requests, results, beam: int) -> set[int]:
+def check_by_brute_force(base, small, requests, results, beam: int, limits=None) -> set[int]:
     """The lengths of the plans, which are those of the definition."""
     lengths = set()
     for request, result in zip(requests, results, strict=True):
         if result.feasible:
-            expected = BruteForce(base.model, base.tokenizer, small, request).plan_tokens(beam)
+            expected = BruteForce(base.model, base.tokenizer, small, request, limits).plan_tokens(beam)
             assert encode_target(base.tokenizer, render_plan(result.plan, request, small)) == expected
             assert result.num_tokens == len(expected)
             lengths.add(len(result.plan.meals))
@@ -129,6 +130,19 @@ def test_each_dish_is_the_likeliest_whole_one_and_the_length_is_the_median(base,
     results = Decoder(base.model, base.tokenizer, small, decide="dish").plan(requests)
     assert sum(result.feasible for result in results) >= 10
     assert len(check_by_brute_force(base, small, requests, results, 1)) > 1
+
+
+@pytest.mark.parametrize("beam", [1, 2])
+def test_dishes_under_limits_of_single_days_are_those_of_the_definition(base, small, requests, beam):
+    limits = {"monday": 25, "tuesday": 0, "wednesday": 20, "saturday": 30}
+    options = {"decide": "dish", "beam": beam, "max_prep_time_by_day": limits}
+    results = Decoder(base.model, base.tokenizer, small, **options).plan(requests[:8])
+    assert check_by_brute_force(base, small, requests[:8], results, beam, limits)
+    plans = [result.plan for result in results]
+    assert not any(over_day_limits(plan, limits, small) for plan in plans)
+    assert plans != [r.plan for r in Decoder(base.model, base.tokenizer, small, decide="dish").plan(requests[:8])]
+    alone = Decoder(base.model, base.tokenizer, small, **options, guess=False, max_rows=1)
+    assert [result.plan for result in alone.plan(requests[:8])] == plans
 
 
 @pytest.mark.parametrize(("beam", "max_rows", "num_requests"), [(2, 1, 8), (3, 16, 8), (20, 64, 4)])
@@ -192,13 +206,16 @@ def check_made_up_scores(base, seed: int, *, num_recipes: int, num_requests: int
     catalogue, _ = fuzz_catalogue(rng, num_recipes)
     requests = [fuzz_with_history(rng, catalogue) for _ in range(num_requests)]
     for beam in (1, 2, 5):
+        limits = fuzz_limits(rng) if rng.random() < 0.5 else {}
         options = {"decide": "dish", "beam": beam, "seed": seed, "habit": rng.choice((0.0, 0.5, 2.0))}
+        options["max_prep_time_by_day"] = limits
         results = decoder_with(base, catalogue, guess=True, max_rows=16, **options).plan(requests)
         for request, result in zip(requests, results, strict=True):
             plan = result.plan
             assert bool(plan.meals) == result.feasible and len(plan.recipe_ids) == len(plan.meals)
             assert not (violations(plan, request, catalogue) if plan.meals else ())
-            assert result.feasible == is_satisfiable(request, catalogue) or result.reason == UNWRITABLE
+            assert not over_day_limits(plan, limits, catalogue)
+            assert result.feasible == is_satisfiable(request, catalogue) or result.reason == UNWRITABLE or limits
             num_meals += len(plan.meals)
         few = requests[:12]
         alone = decoder_with(base, catalogue, guess=False, max_rows=1, **options).plan(few)

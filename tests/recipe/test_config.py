@@ -41,6 +41,18 @@ def test_profile_overlays_differences_and_keeps_the_rest(project: Path) -> None:
     assert after.sources["train.lr"] == "recipe.yaml"
 
 
+def test_limits_of_days_overlay_day_by_day(project: Path) -> None:
+    assert load_config("local", project=project).values()["train.max_prep_time_by_day"] == {}
+    recipe = (project / "recipe.yaml").read_text(encoding="utf-8")
+    changed = recipe.replace("max_prep_time_by_day: {}", "max_prep_time_by_day: {monday: 20, friday: 0}")
+    (project / "recipe.yaml").write_text(changed, encoding="utf-8")
+    write_profile(project, "train:\n  max_prep_time_by_day: {friday: null, sunday: 90}\n")
+    config = load_config("mine", project=project)
+    assert config.recipe.train.max_prep_time_by_day.by_day() == {"monday": 20, "sunday": 90}
+    assert config.values()["train.max_prep_time_by_day.sunday"] == 90
+    assert config.sources["train.max_prep_time_by_day.sunday"] == "profiles/mine.yaml"
+
+
 def test_lists_replace(project: Path) -> None:
     write_profile(project, "train:\n  target_modules: [q_proj]\n")
     assert list(load_config("mine", project=project).recipe.train.target_modules) == ["q_proj"]
@@ -107,6 +119,18 @@ def test_parameter_wins_over_profile_and_empty_means_not_given(project: Path) ->
         ("train:\n  epochs: 0\n", "train.epochs is 0"),
         ("train:\n  lr: fast\n", "train.lr is 'fast'"),
         ("train: 3\n", "train"),
+        (
+            "train:\n  max_prep_time_by_day: {funday: 20}\n",
+            "train.max_prep_time_by_day.funday is no key of the",
+        ),
+        (
+            "train:\n  max_prep_time_by_day: {monday: -1}\n",
+            "train.max_prep_time_by_day.monday is -1 (profiles/m",
+        ),
+        ("train:\n  max_prep_time_by_day: {monday: yes}\n", "train.max_prep_time_by_day.monday is True (profiles/m"),
+        ("train:\n  max_prep_time_by_day: {monday: .nan}\n", "train.max_prep_time_by_day.monday is nan (profiles/m"),
+        ("train:\n  max_prep_time_by_day: {monday: soon}\n", "train.max_prep_time_by_day.monday is 'soon' (profil"),
+        ("train:\n  max_prep_time_by_day: 20\n", "train.max_prep_time_by_day is 20 (profiles/mine.yaml)"),
         ("- a list\n", "mine.yaml holds no keys"),
         ("train: [\n", "mine.yaml cannot be read"),
         ("build_dataset:\n  start_date: 2017-13-01\n", "build_dataset.start_date"),
