@@ -130,10 +130,11 @@ def _server_seconds(url: str) -> float:
     assert row is not None
     # This connection's process may be gone: the postmaster is found by its data folder's other processes.
     for process in psutil.process_iter(["name", "ppid"]):
-        if process.info["name"] == "postgres" and any(c.name() == "postgres" for c in process.children()):
-            if _socket_folder(url) in " ".join(process.cmdline()):
-                times = [p.cpu_times() for p in (process, *process.children())]
-                return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.info["name"] == "postgres" and any(c.name() == "postgres" for c in process.children()):
+                if _socket_folder(url) in " ".join(process.cmdline()):
+                    times = [p.cpu_times() for p in (process, *process.children())]
+                    return sum(t.user + t.system + t.children_user + t.children_system for t in times)
     raise SystemExit("The server's processes cannot be seen from here.")
 
 
