@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from planner.contracts.errors import TrainingError
+from planner.training.disk import written_to
 from planner.training.position import Position
 from planner.training.report import EpochMetrics, RowLoss
 
@@ -48,21 +49,18 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     target = _folder(folder, position.step)
     temporary = folder / f".{target.name}.part"
     try:
+        with written_to(folder, f"The checkpoint of step {position.step:,}", step=position.step):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(dict(checkpoint.tensors), temporary / TENSORS)
+            (temporary / FIGURES).write_text(json.dumps(asdict(position)), encoding="utf-8")
+            _write_manifest(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+            _sync(folder)
+    except TrainingError:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(dict(checkpoint.tensors), temporary / TENSORS)
-        (temporary / FIGURES).write_text(json.dumps(asdict(position)), encoding="utf-8")
-        _write_manifest(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        _sync(folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainingError(
-            f"The checkpoint of step {position.step:,} cannot be written to {folder.name}: {error.strerror}. "
-            "Make room or give write permission, then run the same command again; it goes on from the one before.",
-            step=position.step,
-        ) from None
+        raise
     _remove_old(folder, position)
     return target
 

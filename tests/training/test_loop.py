@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import resource
 import shutil
 
 import pytest
@@ -284,23 +286,40 @@ def test_base_that_changes_its_logits_is_refused(model, tokenizer, texts, config
         run(model, tokenizer, texts, config, tmp_path)
 
 
+@contextlib.contextmanager
+def files_of_at_most(num_bytes):
+    """A limit of the system's own, met in the middle of a write; Python ignores the signal that comes with it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_full_disk_at_a_checkpoint_is_one_clear_line_and_the_run_goes_on_later(
-    model, tokenizer, texts, config, tmp_path, monkeypatch
+    model, tokenizer, texts, config, tmp_path
 ):
-    real, calls = checkpoint.save_file, []
+    with contextlib.ExitStack() as stack:
 
-    def full(tensors, path):
-        calls.append(path)
-        if len(calls) == 3:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
+        def fill(step, *_):
+            if step == 3:
+                stack.enter_context(files_of_at_most(5_000))
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(TrainingError, match="checkpoint of step 4 .*No space left on device.*same command again"):
-        run(model, tokenizer, texts, config, tmp_path)
+        with pytest.raises(TrainingError, match="checkpoint of step 4 .*File too large.*same command again") as error:
+            run(model, tokenizer, texts, config, tmp_path, report_step=fill)
+    assert error.value.step == 4
     assert not list(tmp_path.glob("*/checkpoints/.*"))
     assert run(model, tokenizer, texts, config, tmp_path).resumed_from_step == 2
+
+
+def test_full_disk_at_the_adapter_is_one_clear_line(model, tokenizer, texts, config, tmp_path):
+    first = run(model, tokenizer, texts, config, tmp_path)
+    before = adapter_bytes(first)
+    shutil.rmtree(first.adapter_folder)
+    with files_of_at_most(5_000), pytest.raises(TrainingError, match="The adapter cannot be .*File too large"):
+        run(model, tokenizer, texts, config, tmp_path)
+    assert adapter_bytes(run(model, tokenizer, texts, config, tmp_path)) == before
 
 
 def test_two_processes_do_not_train_in_one_folder(model, tokenizer, texts, config, tmp_path):
