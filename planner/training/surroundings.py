@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from planner.contracts.errors import TrainingError
 from planner.training.config import TrainConfig
+from planner.training.disk import written_to
 from planner.training.text import EncodedRows
 
 # Options that may change between two starts of one run, because they change nothing that is learned.
@@ -64,14 +65,19 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         TrainingError: another process trains in it, or it cannot be written.
     """
-    try:
+    lock = FileLock(folder / ".lock")
+    with written_to(folder, "The training's folder"):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise TrainingError(
-            f"Another process trains in {folder} right now. Wait for it, or stop it.", folder=folder
-        ) from None
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise TrainingError(
+                f"Another process trains in {folder} right now. Wait for it, or stop it.", folder=folder
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

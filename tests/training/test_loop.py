@@ -328,6 +328,14 @@ def test_two_processes_do_not_train_in_one_folder(model, tokenizer, texts, confi
         run(model, tokenizer, texts, config, tmp_path)
 
 
+@pytest.mark.parametrize("place", ["file", "below a file"])
+def test_folder_that_cannot_be_made_is_one_clear_line(model, tokenizer, texts, config, tmp_path, place):
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    folder = tmp_path / "taken" / ("" if place == "file" else "training")
+    with pytest.raises(TrainingError, match="training's folder cannot be written to .*taken.*same command again"):
+        run(model, tokenizer, texts, config, folder)
+
+
 def test_loss_curves_are_drawn(model, tokenizer, texts, config, tmp_path):
     report = run(model, tokenizer, texts, config, tmp_path)
     path = plot_losses(report.epochs, tmp_path / "loss.png", best_epoch=report.best_epoch)
