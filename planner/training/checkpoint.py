@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from planner.contracts.errors import TrainingError
@@ -115,7 +116,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _read(folder: Path) -> Checkpoint | None:
-    """Read a checkpoint, or None when a file is missing or is not what the manifest says."""
+    """Read a checkpoint; None when a file is missing, is not what the manifest says, or is of another form."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         if sorted(hashes) != [FIGURES, TENSORS]:
@@ -124,14 +125,14 @@ def _read(folder: Path) -> Checkpoint | None:
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
                 return None
         values = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
+        position = replace(
+            Position(**values),
+            epochs=tuple(EpochMetrics(**epoch) for epoch in values["epochs"]),
+            worst_rows=tuple(RowLoss(**row) for row in values["worst_rows"]),
+        )
+        return Checkpoint(position, load_file(folder / TENSORS))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
-    position = replace(
-        Position(**values),
-        epochs=tuple(EpochMetrics(**epoch) for epoch in values["epochs"]),
-        worst_rows=tuple(RowLoss(**row) for row in values["worst_rows"]),
-    )
-    return Checkpoint(position, load_file(folder / TENSORS))
 
 
 def _remove_old(folder: Path, position: Position) -> None:
@@ -147,7 +148,7 @@ def _best_step(path: Path) -> int:
     """The best epoch's step as a checkpoint of this run's own writing says, 0 if it cannot be read."""
     try:
         return int(json.loads((path / FIGURES).read_text(encoding="utf-8"))["best_step"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from planner.contracts.errors import TrainingError
-from planner.training import checkpoint, loop
+from planner.training import checkpoint, loop, surroundings
 from planner.training.batches import pack_rows
 from planner.training.loop import train
 from planner.training.plot import plot_losses
@@ -165,6 +165,21 @@ def test_other_options_rows_or_base_start_anew_in_a_folder_of_their_own(model, t
     assert len(folders) == 9
 
 
+def test_edited_code_starts_anew_and_code_that_decides_nothing_does_not(
+    model, tokenizer, texts, config, tmp_path, monkeypatch
+):
+    first = run(model, tokenizer, texts, config, tmp_path)
+    room = shutil.copytree(surroundings._ROOM, tmp_path / "room")
+    monkeypatch.setattr(surroundings, "_ROOM", room)
+    for name in ("plot", "remote"):
+        (room / f"{name}.py").write_text("edited")
+    assert run(model, tokenizer, texts, config, tmp_path).resumed_from_step == first.num_steps
+    with (room / "optimizer.py").open("a") as file:
+        file.write("# edited")
+    edited = run(model, tokenizer, texts, config, tmp_path)
+    assert edited.resumed_from_step is None and edited.adapter_folder != first.adapter_folder
+
+
 def test_best_epoch_is_kept_and_not_the_last(model, tokenizer, texts, config, tmp_path):
     config = config.model_copy(update={"epochs": 8, "lr": 0.02, "batch_size": 1})
     report = train(model, tokenizer, texts[:3], texts[16:], config, tmp_path / "all")
@@ -205,6 +220,17 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(model, tokenizer, 
     assert again.resumed_from_step == 6
     assert adapter_bytes(again) == adapter_bytes(first)
     assert [epoch.train_loss for epoch in again.epochs] == [epoch.train_loss for epoch in first.epochs]
+
+
+@pytest.mark.parametrize("figures", ['{"step": 8, "of_another_age": 1}', "[]", "null"])
+def test_checkpoint_of_another_form_is_passed_over(model, tokenizer, texts, config, tmp_path, figures):
+    first = run(model, tokenizer, texts, config, tmp_path)
+    folder = first.adapter_folder.parent / "checkpoints" / "step-000008"
+    (folder / "state.json").write_text(figures)
+    (folder / "manifest.json").unlink()
+    checkpoint._write_manifest(folder)
+    again = run(model, tokenizer, texts, config, tmp_path)
+    assert again.resumed_from_step == 6 and again.epochs[-1].train_loss == first.epochs[-1].train_loss
 
 
 def test_with_every_checkpoint_damaged_the_run_starts_anew(model, tokenizer, texts, config, tmp_path):
