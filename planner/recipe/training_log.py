@@ -62,8 +62,9 @@ class TrainingLog:
         path = report.adapter_folder.parent / "loss.png"
         mlflow.log_artifact(str(plot_losses(report.epochs, path, best_epoch=report.best_epoch, points=points)), "plots")
         worst = report.worst_rows
-        mlflow.log_table(
-            {"event_id": [row.event_id for row in worst], "loss": [row.loss for row in worst]},
+        # log_table would append to what a killed start has left.
+        mlflow.log_dict(
+            {"columns": ["event_id", "loss"], "data": [[row.event_id, row.loss] for row in worst]},
             "worst_validation_rows.json",
         )
         mlflow.log_text(f"{report.memory}\n", "memory.txt")

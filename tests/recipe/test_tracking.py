@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,12 @@ from mlflow.tracking import MlflowClient
 
 from planner.contracts.errors import DatasetError, ModelError, TrackingError
 from planner.recipe.config import PROJECT, load_config
+from planner.recipe.console import Console
 from planner.recipe.registry import find_alias, get_version, newest_trained
 from planner.recipe.tracking import COMMIT_TAG, ERROR_TAG, LEASE_TAG, find_committed, reap_dead_runs, step_run
+from planner.recipe.training_log import TrainingLog
+from planner.training.memory import MemoryPlan
+from planner.training.report import EpochMetrics, RowLoss, TrainingReport
 
 
 @pytest.fixture
@@ -106,6 +111,30 @@ def test_a_finished_run_without_commit_marker_is_not_reused(store: str) -> None:
     MlflowClient().delete_tag(run.run_id, COMMIT_TAG)
     assert newest_run().info.status == "FINISHED"
     assert find_committed("train", "f" * 32) is None
+
+
+# --- what a training leaves in its run ---
+
+EPOCHS = (
+    EpochMetrics(0, None, 3.0, 0.0, 0, 0.0, 1.0),
+    EpochMetrics(1, 2.0, 2.5, 1e-3, 90, 50.0, 2.0),
+    EpochMetrics(2, 1.0, 1.5, 1e-4, 90, 60.0, 2.0),
+)
+
+
+def finished_training(folder: Path) -> TrainingReport:
+    memory = MemoryPlan(None, 1, 1, 1, 1, 1, 1, 4096, False)
+    worst = (RowLoss("e1", 4.0), RowLoss("e2", 3.5))
+    return TrainingReport(folder / "adapter", EPOCHS, 2, 12, 4, 0, 0, 6, 10, 1, memory, 0, 6, False, 5.0, worst)
+
+
+def test_worst_rows_stand_once_after_a_resumption(store: str, tmp_path: Path) -> None:
+    config, report = load_config("local"), finished_training(tmp_path)
+    with step_run(config, "train") as run:
+        for _ in range(2):
+            TrainingLog(run, Console(), config.recipe.train).finish(report)
+    table = json.loads(Path(MlflowClient().download_artifacts(run.run_id, "worst_validation_rows.json")).read_text())
+    assert table == {"columns": ["event_id", "loss"], "data": [["e1", 4.0], ["e2", 3.5]]}
 
 
 SCRIPT = """
