@@ -137,6 +137,18 @@ def test_worst_rows_stand_once_after_a_resumption(store: str, tmp_path: Path) ->
     assert table == {"columns": ["event_id", "loss"], "data": [["e1", 4.0], ["e2", 3.5]]}
 
 
+def test_epochs_that_were_trained_in_another_run_are_logged_once(store: str, tmp_path: Path) -> None:
+    config, report = load_config("local"), finished_training(tmp_path)
+    with step_run(config, "train") as run:
+        log = TrainingLog(run, Console(), config.recipe.train)
+        log.epoch(EPOCHS[0])
+        log.finish(report)
+        TrainingLog(run, Console(), config.recipe.train).finish(report)
+    for name, expected in (("train_loss", [(1, 2.0), (2, 1.0)]), ("val_loss", [(0, 3.0), (1, 2.5), (2, 1.5)])):
+        found = MlflowClient().get_metric_history(run.run_id, name)
+        assert [(metric.step, metric.value) for metric in found] == expected
+
+
 SCRIPT = """
 import sys, time
 from planner.recipe.config import load_config
