@@ -18,6 +18,7 @@ from planner.recipe.config import PROJECT, ResolvedConfig
 
 DATABASE_VARIABLE = "PLANNER_DATABASE_URL"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+FORCE_VARIABLE = "PLANNER_FORCED_STEP"
 LOCAL_STORE = f"sqlite:///{PROJECT / 'mlflow.db'}"
 Progress = Callable[[int, int | None, str], None]
 
@@ -94,6 +95,24 @@ def database_url(config: ResolvedConfig, *, progress: Progress | None = None) ->
 def current_database_url() -> str:
     """URL of the database inside a `database_url` block."""
     return os.environ[DATABASE_VARIABLE]
+
+
+@contextlib.contextmanager
+def forcing(step: str | None) -> Iterator[None]:
+    """Tell the step's process that starts in the block to run although nothing changed; None tells nobody."""
+    if step is None:
+        yield
+        return
+    os.environ[FORCE_VARIABLE] = step
+    try:
+        yield
+    finally:
+        os.environ.pop(FORCE_VARIABLE, None)
+
+
+def is_forced(step: str) -> bool:
+    """Whether this process is to run the step although nothing changed."""
+    return os.environ.get(FORCE_VARIABLE) == step
 
 
 def git_state(project: Path = PROJECT) -> GitState:

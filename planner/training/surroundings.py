@@ -43,7 +43,7 @@ _FREE_CODE = {"__init__", "__main__", "disk", "plot", "remote", "token_cache"}
 def run_fingerprint(
     model: PreTrainedModel, config: TrainConfig, train_rows: EncodedRows, validation_rows: EncodedRows, base: str | None
 ) -> str:
-    """SHA-256 of all that decides the result: code, options, rows, the base's weights (`base`: their digest if known)."""
+    """SHA-256 of all that decides the result: code, options, rows, base weights (`base`: their digest, if known)."""
     facts = {
         "code": code_hash(),
         "config": config.model_dump(mode="json", exclude=_FREE),

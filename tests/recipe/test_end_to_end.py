@@ -281,6 +281,16 @@ def test_until_stops_and_force_runs_a_step_although_nothing_changed(sandbox: San
     assert "Next: mlflow run . -e train -P dataset=" in done.out
 
 
+def test_a_forced_training_trains_anew_and_gives_the_same_version(sandbox: Sandbox, restored: Chapter) -> None:
+    known = sandbox.outputs("train")
+    done = sandbox.call("steps.main", "--profile", "tiny", "--until", "train", "--force", "train")
+    forced = chapter(sandbox, done)
+    assert forced.ran == {"train"} and forced.model_versions == restored.model_versions
+    outputs = sandbox.outputs("train")
+    assert outputs["resumed_from_step"] is None and outputs["package_sha256"] == known["package_sha256"]
+    assert {"train_loss", "val_loss", "step_loss"} <= set(forced.children["train"].data.metrics)
+
+
 def test_a_step_alone_runs_by_its_entry_point(sandbox: Sandbox, restored: Chapter) -> None:
     """Promote once more by hand, with a value in the shell's way: the version as a parameter."""
     number = restored.children["promote"].data.tags["model_version"]

@@ -151,6 +151,25 @@ def test_finished_run_is_not_trained_again(model, tokenizer, texts, config, tmp_
     assert adapter_bytes(again) == adapter_bytes(first)
 
 
+def test_finished_run_is_trained_anew_where_that_is_asked_and_goes_on_after_a_kill(
+    model, tokenizer, texts, config, tmp_path
+):
+    first = run(model, tokenizer, texts, config, tmp_path)
+
+    def stop(done, *_):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tokenizer, texts, config, tmp_path, anew=True, report_step=stop)
+    steps = []
+    again = run(model, tokenizer, texts, config, tmp_path, anew=True, report_step=lambda done, *_: steps.append(done))
+    assert (again.resumed_from_step, steps) == (4, [5, 6, 7, 8])
+    assert adapter_bytes(again) == adapter_bytes(first)
+    whole = run(model, tokenizer, texts, config, tmp_path, anew=True)
+    assert whole.resumed_from_step is None and adapter_bytes(whole) == adapter_bytes(first)
+
+
 def test_other_options_rows_or_base_start_anew_in_a_folder_of_their_own(model, tokenizer, texts, config, tmp_path):
     folders = {run(model, tokenizer, texts, config, tmp_path).adapter_folder}
     for change in ({"lr": 5e-3}, {"batch_size": 3}, {"epochs": 3}, {"seed": 9}, {"model_base": "other"}):
