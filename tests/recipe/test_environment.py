@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from planner.recipe.config import PROJECT, load_config
 from planner.recipe.environment import DATABASE_VARIABLE, TRACKING_VARIABLE, database_url, git_state, use_tracking_store
 from planner.recipe.fingerprint import code_hash, step_fingerprint
 from planner.recipe.packages import check_packages, pinned_packages
+from planner.recipe.train import _base_identity
 
 
 @pytest.mark.parametrize("profile", ["gpu", "kubernetes", "databricks"])
@@ -106,6 +108,18 @@ def test_an_edited_helper_module_changes_the_fingerprint_and_a_touch_does_not(pr
     assert code_hash("train", project) == before
     (project / "planner/training/loop.py").write_text("edited")
     assert code_hash("train", project) != before
+
+
+def test_a_local_base_is_known_by_what_its_files_hold(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "README.md").write_text("of no weight")
+    before = _base_identity(str(tmp_path))
+    os.utime(tmp_path / "model.safetensors", (1, 1))
+    (tmp_path / "README.md").write_text("edited")
+    assert _base_identity(str(tmp_path)) == before
+    (tmp_path / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert _base_identity(str(tmp_path)) != before
+    assert _base_identity("smollm2-135m") == "smollm2-135m"
 
 
 def test_fingerprint_follows_config_and_inputs(project: Path) -> None:
