@@ -18,6 +18,9 @@ from planner.recipe.config import PROJECT, ResolvedConfig
 
 DATABASE_VARIABLE = "PLANNER_DATABASE_URL"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+# About two minutes until a server counts as gone. MLflow's own 7 are four, at each of several calls.
+RETRIES = "6"
 FORCE_VARIABLE = "PLANNER_FORCED_STEP"
 LOCAL_STORE = f"sqlite:///{PROJECT / 'mlflow.db'}"
 Progress = Callable[[int, int | None, str], None]
@@ -45,6 +48,7 @@ def use_tracking_store(config: ResolvedConfig) -> str:
             variable=TRACKING_VARIABLE,
         )
     os.environ[TRACKING_VARIABLE] = uri = uri or LOCAL_STORE
+    os.environ.setdefault(RETRIES_VARIABLE, RETRIES)
     import mlflow
     from filelock import FileLock
 

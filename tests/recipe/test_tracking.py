@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -24,14 +27,15 @@ from planner.training.report import EpochMetrics, RowLoss, TrainingReport
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(uri)
-    return uri
+    yield uri
+    mlflow.set_tracking_uri(uri)
 
 
 def newest_run() -> mlflow.entities.Run:
@@ -103,6 +107,46 @@ def test_an_artifact_store_that_cannot_be_written_is_found_before_any_work(
     assert "secret-value" not in str(error.value)
     [run] = MlflowClient().search_runs([os.environ["MLFLOW_EXPERIMENT_ID"]])
     assert run.info.status == "FAILED" and run.data.tags[ERROR_TAG] == str(error.value)
+
+
+@pytest.fixture
+def deaf_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """The URL of a server that hangs up on everyone, and whom it hung up on."""
+    calls: list[str] = []
+
+    class HangUp(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            calls.append(self.rfile.readline().decode())
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), HangUp) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://user:secret@127.0.0.1:{server.server_address[1]}", calls
+        server.shutdown()
+
+
+def test_a_tracking_server_that_goes_away_is_waited_for_once(store: str, deaf_server: tuple[str, list[str]]) -> None:
+    uri, calls = deaf_server
+    with pytest.raises(TrackingError) as error, step_run(load_config("local"), "train"):
+        mlflow.set_tracking_uri(uri)
+        mlflow.log_metric("loss", 1.0)
+    message = str(error.value)
+    assert "The tracking server at http://127.0.0.1:" in message and "secret" not in message and "\n" not in message
+    assert "run the same command again" in message and "MLFLOW_HTTP_REQUEST_MAX_RETRIES" in message
+    assert len(calls) == 3 + 2, "the metric is tried again, the message and the end of the run are not"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2" and mlflow.active_run() is None
+
+
+def test_a_tracking_server_that_is_not_there_is_named(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    with (
+        pytest.raises(TrackingError, match=r"127.0.0.1:9 cannot be reached \(Connection refused\)"),
+        step_run(load_config("local"), "train"),
+    ):
+        pytest.fail("worked without a store")
 
 
 def test_a_finished_run_without_commit_marker_is_not_reused(store: str) -> None:
