@@ -219,7 +219,7 @@ def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, rep
         f"{', on the base in 4 bits' if step.quantize_base else ''}\n"
         f"- decoding: decides a {step.decide} at a time{f', beam of {step.beam}' if step.beam > 1 else ''}\n"
         f"- validation loss: {validation}\n"
-        "- limits: proposes only dishes of the catalogue it was registered with; its newest replay holds its scores"
+        "- limits: proposes only dishes of the catalogue it was registered with"
     )
 
 

@@ -189,6 +189,13 @@ def test_the_replay_stands_in_store_and_database(sandbox: Sandbox, first: Chapte
     assert {version for (version,) in linked} == set(first.model_versions)
 
 
+def test_the_model_card_shows_the_scores(sandbox: Sandbox, first: Chapter) -> None:
+    tags = first.children["evaluate"].data.tags
+    card = sandbox.client.get_model_version("planner_model", tags["model_version"]).description
+    assert "- validation loss: " in card and card.count("Verdict: ") == 1
+    assert all(f"| {score} | " in card for score in SCORES)
+
+
 def test_the_report_shows_what_the_dataset_left_out(sandbox: Sandbox, first: Chapter) -> None:
     manifest = json.loads((Path(sandbox.outputs("build_dataset")["dataset"]) / "manifest.json").read_text())
     seen = manifest["rows"] + sum(manifest["exclusions"].values())

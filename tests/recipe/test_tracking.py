@@ -17,9 +17,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from planner.contracts.errors import DatasetError, ModelError, TrackingError
+from planner.contracts.gate import SCORES, GateResult, Verdict
 from planner.recipe.config import PROJECT, load_config
 from planner.recipe.console import Console
-from planner.recipe.registry import find_alias, get_version, newest_trained
+from planner.recipe.registry import find_alias, get_version, newest_trained, show_scores
 from planner.recipe.tracking import COMMIT_TAG, ERROR_TAG, LEASE_TAG, find_committed, reap_dead_runs, step_run
 from planner.recipe.training_log import TrainingLog
 from planner.training.memory import MemoryPlan
@@ -155,6 +156,24 @@ def test_a_finished_run_without_commit_marker_is_not_reused(store: str) -> None:
     MlflowClient().delete_tag(run.run_id, COMMIT_TAG)
     assert newest_run().info.status == "FINISHED"
     assert find_committed("train", "f" * 32) is None
+
+
+def test_a_model_card_shows_the_newest_replay_alone(store: str) -> None:
+    client = MlflowClient()
+    client.create_registered_model("planner_model")
+    client.create_model_version("planner_model", store, description="Plans a week.\n\n- base: tiny")
+    for verdict, score in ((Verdict.FAIL, 0.25), (Verdict.PASS, 0.5), (Verdict.PASS, 0.5)):
+        scores = dict.fromkeys(SCORES, score)
+        names = ("planner_model", "1", "2", "2018-01-01", "d" * 32, "test")
+        show_scores(GateResult(verdict, (), *names, 24, 9, 0, scores, dict.fromkeys(SCORES, 0.125)), "r" * 32)
+    card = client.get_model_version("planner_model", "1").description
+    assert card.startswith("Plans a week.\n\n- base: tiny\n\n## Newest replay\n")
+    assert (
+        f"Verdict: PASS against version 2, 24 rows of the test split of planner/2018-01-01; report in run {'r' * 32}."
+        in card
+    )
+    assert all(f"| {name} | 0.5000 | 0.1250 |" in card for name in SCORES)
+    assert card.count("Verdict") == 1 and "0.2500" not in card
 
 
 # --- what a training leaves in its run ---
