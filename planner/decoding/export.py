@@ -18,11 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.contracts.catalogue import Catalogue, Recipe, text_title
+from planner.contracts.catalogue import Catalogue, text_title
 from planner.contracts.errors import ModelError
 from planner.contracts.plan import WEEKDAYS
 from planner.decoding.base import combined_hash, file_hashes, quiet_transformers
-from planner.decoding.files import MANIFEST, read_json, sha256_of_file, verify_package, whole_folder
+from planner.decoding.files import (
+    CATALOGUE,
+    MANIFEST,
+    read_catalogue,
+    read_description,
+    sha256_of_file,
+    verify_package,
+    whole_folder,
+)
 from planner.decoding.lora import merge_adapter
 from planner.decoding.package import load_base_of
 from planner.decoding.trie import NUMBER, USUAL, CatalogueTrie, build_trie
@@ -54,7 +62,7 @@ def export_package(package: Path, folder: Path, *, cache: Path | None = None, de
         BaseModelError: the base model cannot be had.
     """
     verify_package(package)
-    description = read_json(package / "planner.json")
+    description = read_description(package)
     if description["kind"] != "lora":
         raise ModelError(f"The model in {package} is of kind {description['kind']!r}, which has no weights to export.")
     with whole_folder(folder, "export") as new:
@@ -85,7 +93,7 @@ def handles_of(catalogue: Catalogue, trie: CatalogueTrie) -> Iterator[dict[str, 
 
 
 def _write_parts(package: Path, folder: Path, description: Mapping[str, Any], cache: Path | None, device: str) -> int:
-    catalogue = Catalogue.of(Recipe.from_dict(row) for row in read_json(package / "catalogue.json"))
+    catalogue = read_catalogue(package)
     base = load_base_of(package, description, cache, device)
     trie = build_trie(catalogue, base.tokenizer)
     model = merge_adapter(base, package / "adapter")
@@ -94,7 +102,7 @@ def _write_parts(package: Path, folder: Path, description: Mapping[str, Any], ca
     for path in (package / "tokenizer").iterdir():
         shutil.copyfile(path, folder / "merged" / path.name)
     shutil.copytree(package / "adapter", folder / "adapter")
-    shutil.copyfile(package / "catalogue.json", folder / "catalogue.json")
+    shutil.copyfile(package / CATALOGUE, folder / CATALOGUE)
     head = {
         "format": FORMAT,
         "package_sha256": sha256_of_file(package / MANIFEST),

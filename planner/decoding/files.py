@@ -17,10 +17,20 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from planner.contracts.catalogue import Catalogue, Recipe
 from planner.contracts.errors import ModelError
+from planner.contracts.prompt import PROMPT_VERSION
 
 MANIFEST = "manifest.json"
+DESCRIPTION = "planner.json"
+CATALOGUE = "catalogue.json"
 SUFFIXES = (".json", ".safetensors")
+FORMAT = 1
+# Members of `planner.json` by type; a list's is that of its elements. What `decoding` holds is the package's to read.
+_LINEAGE_SHAPE = {"dataset_version": str, "dataset_digest": str, "trained_splits": [str], "params": dict}
+_BASE_SHAPE = {"name": str, "sha256": str, "source": str, "licence": str, "embedded": bool}
+_SHAPE = {"kind": str, "decoding": dict, "lineage": _LINEAGE_SHAPE}
+_LORA_SHAPE = {**_SHAPE, "base": _BASE_SHAPE, "tokenizer_sha256": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,10 @@ def verify_package(folder: Path, *, manifest_sha256: str | None = None) -> None:
         raise ModelError(f"{folder} holds no complete model: {MANIFEST} is missing.", file=MANIFEST)
     if manifest_sha256 is not None and sha256_of_file(folder / MANIFEST) != manifest_sha256:
         raise changed_file(folder, MANIFEST, "changed since the model was registered")
-    wanted, found = read_json(folder / MANIFEST).get("files", {}), contents_of(folder)
+    manifest, found = read_json(folder / MANIFEST), contents_of(folder)
+    wanted = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(wanted, dict):
+        raise changed_file(folder, MANIFEST, "no list of files")
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             raise changed_file(folder, name, "missing")
@@ -60,8 +73,41 @@ def read_lineage(folder: Path) -> Lineage:
         ModelError: the folder is no intact model.
     """
     verify_package(folder)
-    value = read_json(folder / "planner.json")["lineage"]
+    value = read_description(folder)["lineage"]
     return Lineage(value["dataset_version"], value["dataset_digest"], tuple(value["trained_splits"]), value["params"])
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The `planner.json` of a verified folder, each member of its type.
+
+    Raises:
+        ModelError: it is of another format or prompt, or of another form.
+    """
+    value = read_json(folder / DESCRIPTION)
+    if not isinstance(value, dict):
+        raise changed_file(folder, DESCRIPTION, "no JSON object")
+    if value.get("format") != FORMAT or value.get("prompt_version") != PROMPT_VERSION:
+        raise ModelError(
+            f"The model in {folder} has format {value.get('format')!r} and prompt version "
+            f"{value.get('prompt_version')!r}; this code reads {FORMAT} and {PROMPT_VERSION!r}. Train it again."
+        )
+    for name, shape in (_LORA_SHAPE if value.get("kind") == "lora" else _SHAPE).items():
+        if not _fits(value.get(name), shape):
+            raise changed_file(folder, DESCRIPTION, f"of another form (member {name})")
+    return value
+
+
+def read_catalogue(folder: Path) -> Catalogue:
+    """The dishes of a verified folder.
+
+    Raises:
+        ModelError: the file is no list of dishes.
+        CatalogueError: two of them are the same.
+    """
+    try:
+        return Catalogue.of(Recipe.from_dict(row) for row in read_json(folder / CATALOGUE))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise changed_file(folder, CATALOGUE, "no list of dishes") from error
 
 
 def sha256_of_file(path: Path) -> str:
@@ -145,3 +191,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not readable JSON. Fetch the model version again.", file=path.name) from error
+
+
+def _fits(value: object, shape: Any) -> bool:
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(_fits(value.get(name), part) for name, part in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(element, shape[0]) for element in value)
+    return type(value) is shape

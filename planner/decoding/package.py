@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.contracts.catalogue import Catalogue, Recipe
+from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ModelError
 from planner.contracts.prompt import PROMPT_VERSION
 from planner.decoding.base import (
@@ -33,10 +33,15 @@ from planner.decoding.base import (
 )
 from planner.decoding.decoder import Decide, Decoder
 from planner.decoding.files import (
+    CATALOGUE,
+    DESCRIPTION,
+    FORMAT,
     MANIFEST,
     SUFFIXES,
     Lineage,
     changed_file,
+    read_catalogue,
+    read_description,
     read_json,
     read_lineage,
     sha256_of_file,
@@ -47,8 +52,6 @@ from planner.decoding.files import (
 from planner.decoding.lora import LoraPlanner, check_adapter_folder, merge_adapter
 from planner.decoding.popular import PopularPlanner
 from planner.decoding.result import Planner
-
-FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,8 @@ def write_package(
             write_json(new / "popular.json", parts.to_dict())
         else:
             description |= _write_lora(new, parts, embed_base=embed_base)
-        write_json(new / "catalogue.json", [recipe.to_dict() for recipe in catalogue.recipes])
-        write_json(new / "planner.json", description)
+        write_json(new / CATALOGUE, [recipe.to_dict() for recipe in catalogue.recipes])
+        write_json(new / DESCRIPTION, description)
     return sha256_of_file(folder / MANIFEST)
 
 
@@ -131,21 +134,26 @@ def load_package(
         BaseModelError: the base model cannot be had.
     """
     verify_package(folder, manifest_sha256=manifest_sha256)
-    description = read_json(folder / "planner.json")
-    if description.get("format") != FORMAT or description.get("prompt_version") != PROMPT_VERSION:
-        raise ModelError(
-            f"The model in {folder} has format {description.get('format')!r} and prompt version "
-            f"{description.get('prompt_version')!r}; this code reads {FORMAT} and {PROMPT_VERSION!r}. Train it again."
-        )
-    catalogue = Catalogue.of(Recipe.from_dict(row) for row in read_json(folder / "catalogue.json"))
+    description, catalogue = read_description(folder), read_catalogue(folder)
     if description["kind"] == "popular":
         return PopularPlanner.from_dict(read_json(folder / "popular.json"), catalogue)
     if description["kind"] != "lora":
         raise ModelError(f"The model in {folder} is of kind {description['kind']!r}; known are lora and popular.")
+    options = _read_options(folder, description["decoding"])
     base = load_base_of(folder, description, cache, device)
-    options = DecodingOptions(**description["decoding"])
     model = merge_adapter(base, folder / "adapter")
     return LoraPlanner(Decoder(model, base.tokenizer, catalogue, **asdict(options)))
+
+
+def _read_options(folder: Path, values: Mapping[str, Any]) -> DecodingOptions:
+    """What `planner.json` says about decoding; members that an older version lacks have their defaults."""
+    wanted = asdict(DecodingOptions())
+    typed = all(name in wanted and type(value) is type(wanted[name]) for name, value in values.items())
+    options = DecodingOptions(**values) if typed else DecodingOptions(max_rows=0)
+    decide, beam = options.decide, options.beam
+    if options.max_rows < 1 or beam < 1 or decide not in ("token", "dish") or (beam > 1 and decide != "dish"):
+        raise changed_file(folder, DESCRIPTION, "of another form (member decoding)")
+    return options
 
 
 def _write_lora(folder: Path, parts: LoraParts, *, embed_base: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from planner.contracts.errors import ConfigError, PlannerError
 from planner.contracts.gate import Verdict
 from planner.recipe.config import PROJECT, STEPS, ResolvedConfig, load_config
 from planner.recipe.console import Console, StepResult, print_results
-from planner.recipe.environment import database_url, use_tracking_store
+from planner.recipe.environment import database_url, forcing, use_tracking_store
 from planner.recipe.registry import find_alias
 from planner.recipe.runner import step_module
 from planner.recipe.tracking import (
@@ -96,7 +96,8 @@ def _one_step(
         outputs, note = found[1], "reused"
     else:
         console.close()
-        outputs, note = _run_child(profile, step, mine), ""
+        with forcing(step if forced else None):
+            outputs, note = _run_child(profile, step, mine), ""
     result = module.result_of(outputs, seconds=time.monotonic() - started)
     note = ", ".join(text for text in (note, result.note) if text)
     results.append(StepResult(step, result.rows_in, result.rows_out, result.seconds, result.artefact, note))

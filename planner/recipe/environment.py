@@ -18,6 +18,10 @@ from planner.recipe.config import PROJECT, ResolvedConfig
 
 DATABASE_VARIABLE = "PLANNER_DATABASE_URL"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+# About two minutes until a server counts as gone. MLflow's own 7 are four, at each of several calls.
+RETRIES = "6"
+FORCE_VARIABLE = "PLANNER_FORCED_STEP"
 LOCAL_STORE = f"sqlite:///{PROJECT / 'mlflow.db'}"
 Progress = Callable[[int, int | None, str], None]
 
@@ -44,6 +48,7 @@ def use_tracking_store(config: ResolvedConfig) -> str:
             variable=TRACKING_VARIABLE,
         )
     os.environ[TRACKING_VARIABLE] = uri = uri or LOCAL_STORE
+    os.environ.setdefault(RETRIES_VARIABLE, RETRIES)
     import mlflow
     from filelock import FileLock
 
@@ -94,6 +99,24 @@ def database_url(config: ResolvedConfig, *, progress: Progress | None = None) ->
 def current_database_url() -> str:
     """URL of the database inside a `database_url` block."""
     return os.environ[DATABASE_VARIABLE]
+
+
+@contextlib.contextmanager
+def forcing(step: str | None) -> Iterator[None]:
+    """Tell the step's process that starts in the block to run although nothing changed; None tells nobody."""
+    if step is None:
+        yield
+        return
+    os.environ[FORCE_VARIABLE] = step
+    try:
+        yield
+    finally:
+        os.environ.pop(FORCE_VARIABLE, None)
+
+
+def is_forced(step: str) -> bool:
+    """Whether this process is to run the step although nothing changed."""
+    return os.environ.get(FORCE_VARIABLE) == step
 
 
 def git_state(project: Path = PROJECT) -> GitState:

@@ -1,7 +1,8 @@
 """Step `evaluate`: replay held-out requests with a candidate and a baseline, decide the gate, record the result.
 
 In: a model version, a dataset version, a baseline. Out: rows, report and verdict in the run; a row in
-`exp.offline_replay_results`; on PASS the tag and alias `candidate`. A closed gate is a result, not a failure.
+`exp.offline_replay_results`; the scores on the version's model card; on PASS the tag and alias `candidate`. A closed
+gate is a result, not a failure.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from planner.recipe.registry import (
     newest_trained,
     read_back,
     register_package,
+    show_scores,
 )
 from planner.recipe.tracking import StepRun, message_of
 from planner.recipe.workers import open_contest, plan_ahead
@@ -105,6 +107,7 @@ def run(config: ResolvedConfig, run: StepRun, console: Console) -> None:
     except BaseException as error:
         _note_failure(names, message_of(error) or type(error).__name__, console)
         raise
+    show_scores(gate, run.run_id)
     if gate.verdict is Verdict.PASS:
         mark_candidate(MlflowClient(), gate.model_name, gate.model_version)
     run.set_tags({"verdict": gate.verdict, "trained_on": str(replayed.trained_on).lower()})

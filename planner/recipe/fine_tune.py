@@ -22,6 +22,7 @@ from planner.decoding.package import DecodingOptions, Lineage, LoraParts, write_
 from planner.decoding.targets import CatalogueTokens
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console
+from planner.recipe.environment import is_forced
 from planner.recipe.fingerprint import code_hash
 from planner.recipe.lineage import dataset_of, log_dataset_input
 from planner.recipe.registry import RegisteredVersion, register_package
@@ -115,6 +116,7 @@ def _train(
         legal_tokens=tokens if step.loss == "catalogue" else None,
         store=store,
         token_cache=TokenCache(config.folder / "tokens", _token_key(step, version, base)),
+        anew=is_forced("train"),
         report_epoch=log.epoch if log else None,
         report_step=log.step if log else None,
         report_memory=log.memory if log else None,
@@ -223,7 +225,7 @@ def _model_card(step: TrainConfig, version: DatasetVersion, base: BaseFiles, rep
         f"- decoding: decides a {step.decide} at a time{f', beam of {step.beam}' if step.beam > 1 else ''}\n"
         f"{_day_limits(step)}"
         f"- validation loss: {validation}\n"
-        "- limits: proposes only dishes of the catalogue it was registered with; its newest replay holds its scores"
+        "- limits: proposes only dishes of the catalogue it was registered with"
     )
 
 

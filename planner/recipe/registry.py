@@ -17,12 +17,14 @@ from mlflow.tracking import MlflowClient
 
 from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import ModelError
+from planner.contracts.gate import SCORES, GateResult
 from planner.decoding.files import MANIFEST, sha256_of_file, verify_package
 from planner.promotion.registry import alias_version, check_not_found, unreachable
 
 KEY_TAG = "planner.key"
 HASH_TAG = "package_sha256"
 KIND_TAG = "kind"
+_SCORES_HEAD = "\n\n## Newest replay\n"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,29 @@ def register_package(
         await_creation_for=60,
     )
     return read_back(model_name, created.version)
+
+
+def show_scores(gate: GateResult, run_id: str) -> None:
+    """Put the newest replay's verdict and scores behind the model card of the version, in place of those before.
+
+    Raises:
+        ModelError: there is no such version.
+        TrackingError: the registry cannot be reached, or refuses.
+    """
+    card = get_version(gate.model_name, gate.model_version).description or ""
+    lines = [
+        f"Verdict: {gate.verdict} against version {gate.baseline_version}, {gate.num_rows} rows of the {gate.split} "
+        f"split of planner/{gate.dataset_version}; report in run {run_id}.",
+        "",
+        "| score | candidate | baseline |",
+        "|---|---|---|",
+        *(f"| {n} | {gate.scores[n]:.4f} | {gate.baseline_scores[n]:.4f} |" for n in SCORES if n in gate.scores),
+    ]
+    text = "\n".join([card.partition(_SCORES_HEAD)[0].rstrip() + _SCORES_HEAD, *lines])
+    try:
+        MlflowClient().update_model_version(gate.model_name, gate.model_version, description=text)
+    except MlflowException as error:
+        raise unreachable(error) from error
 
 
 def read_back(model_name: str, version: str) -> RegisteredVersion:

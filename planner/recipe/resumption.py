@@ -13,10 +13,11 @@ from typing import Any
 import mlflow
 from filelock import FileLock, Timeout
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from planner.recipe.config import ResolvedConfig
-from planner.recipe.tracking import COMMIT_TAG, ERROR_TAG, LEASE_TAG, StepRun, Terminated, active_experiment_id, commit
+from planner.recipe.tracking import COMMIT_TAG, ERROR_TAG, LEASE_TAG, StepRun, active_experiment_id, commit, run_ends
 
 CONTINUES_TAG = "continues"
 # What the driver calls the run whose result stands in for this one.
@@ -43,23 +44,13 @@ def same_run(
         client.set_tag(run_id, LEASE_TAG, lease)  # before it is RUNNING, or another start would end it
         opened.set_tags({CONTINUES_TAG: run_id, _STANDS_IN_TAG: run_id})
         mlflow.start_run(run_id=run_id, nested=True)
-        status = "FAILED"
-        try:
-            with contextlib.suppress(Exception):
+        with run_ends():
+            with contextlib.suppress(MlflowException):
                 client.delete_tag(run_id, ERROR_TAG)
             run = StepRun(run_id, opened.step, opened.outputs, opened.fingerprint)
             yield run
             run.set_tags(tags_of(run.outputs))
             commit(run)
-            status = "FINISHED"
-        except (Terminated, KeyboardInterrupt):
-            status = "KILLED"
-            raise
-        except BaseException as error:
-            run.set_tags({ERROR_TAG: (str(error) or type(error).__name__)[:4000]})
-            raise
-        finally:
-            mlflow.end_run(status)
 
 
 def _unfinished(opened: StepRun) -> Run | None:

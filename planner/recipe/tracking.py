@@ -23,12 +23,14 @@ from typing import Any
 import mlflow
 import psutil
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from requests import RequestException
 
 from planner.contracts.errors import PlannerError, TrackingError
 from planner.recipe.cli import describe
 from planner.recipe.config import STEPS, ResolvedConfig, flatten
-from planner.recipe.environment import git_state
+from planner.recipe.environment import RETRIES_VARIABLE, git_state
 from planner.recipe.parents import parents_are_gone, process_name
 
 COMMIT_TAG = "planner.committed"
@@ -39,6 +41,10 @@ OUTPUTS_FILE = "outputs.json"
 
 class Terminated(BaseException):
     """SIGTERM or the death of the process that started us, as an exception, so that every `finally` runs."""
+
+
+class ServerGoneError(TrackingError):
+    """The tracking server cannot be reached."""
 
 
 @dataclass
@@ -71,28 +77,80 @@ def step_run(config: ResolvedConfig, step: str) -> Iterator[StepRun]:
     The run that `mlflow run` opened is taken (`MLFLOW_RUN_ID`), else a new one is started. However the block ends that
     Python can see, SIGTERM included, the run ends: FINISHED with a commit marker, FAILED with the message as a tag, or
     KILLED.
+
+    Raises:
+        ServerGoneError: the tracking server cannot be reached, or went away.
     """
-    reap_dead_runs()
     by_mlflow = bool(os.environ.get("MLFLOW_RUN_ID"))  # start_run takes the variable away
+    with server_answers():
+        reap_dead_runs()
     with _signals_as_exceptions(watch_parents=by_mlflow) as release:
-        run = mlflow.start_run(run_name=None if by_mlflow else step)
+        with server_answers():
+            run = mlflow.start_run(run_name=None if by_mlflow else step)
         opened = StepRun(run.info.run_id, step)
-        status = "FAILED"
-        try:
+        with run_ends():
             release()
             _describe(opened, config)
             yield opened
             commit(opened)
-            status = "FINISHED"
-        except (Terminated, KeyboardInterrupt):
-            status = "KILLED"
-            _tag_error("Stopped by a signal; run the same command again to go on.")
+
+
+@contextlib.contextmanager
+def run_ends() -> Iterator[None]:
+    """End the active run with the block: FINISHED, FAILED with the message as a tag, or KILLED.
+
+    Raises:
+        ServerGoneError: the tracking server went away.
+    """
+    try:
+        with server_answers():
+            yield
+    except BaseException as error:
+        stopped = isinstance(error, Terminated | KeyboardInterrupt)
+        message = "Stopped by a signal; run the same command again to go on." if stopped else str(error)
+        with _no_retries() if isinstance(error, ServerGoneError) else contextlib.nullcontext():
+            with contextlib.suppress(Exception):  # the store itself may be what failed
+                mlflow.set_tag(ERROR_TAG, (message or type(error).__name__)[:4000])
+            with contextlib.suppress(Exception):
+                mlflow.end_run("KILLED" if stopped else "FAILED")
+        raise
+    with server_answers():
+        mlflow.end_run("FINISHED")
+
+
+@contextlib.contextmanager
+def server_answers() -> Iterator[None]:
+    """Say in one line that the tracking server cannot be reached, once MLflow has tried for long enough.
+
+    Raises:
+        ServerGoneError: it cannot.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        reason = error.__context__
+        if not isinstance(reason, RequestException):  # the server answered, or the store is a database
             raise
-        except BaseException as error:
-            _tag_error(str(error) or type(error).__name__)
-            raise
-        finally:
-            mlflow.end_run(status)
+        found = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(reason))
+        where = re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())
+        raise ServerGoneError(
+            f"The tracking server at {where} cannot be reached ({found[1] if found else type(reason).__name__}). Check "
+            f"MLFLOW_TRACKING_URI and that the server runs, then run the same command again: it goes on from what was "
+            f"done. {RETRIES_VARIABLE} sets how often a request is tried again.",
+            uri=where,
+        ) from error
+
+
+@contextlib.contextmanager
+def _no_retries() -> Iterator[None]:
+    before = os.environ.get(RETRIES_VARIABLE)
+    os.environ[RETRIES_VARIABLE] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(RETRIES_VARIABLE)
+        if before is not None:
+            os.environ[RETRIES_VARIABLE] = before
 
 
 def commit(run: StepRun) -> None:
@@ -186,11 +244,6 @@ def _log_first_artifact(path: Path) -> None:
             "the same command again.",
             artifact_uri=where,
         ) from error
-
-
-def _tag_error(message: str) -> None:
-    with contextlib.suppress(Exception):  # the store itself may be what failed
-        mlflow.set_tag(ERROR_TAG, message[:4000])
 
 
 def _lease_of_parent(client: MlflowClient, run: Run) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.contracts.errors import ModelError
+from planner.decoding.files import SUFFIXES, sha256_of_file
 from planner.recipe.config import ResolvedConfig
 from planner.recipe.console import Console, StepResult
 from planner.recipe.fingerprint import step_fingerprint
@@ -99,7 +100,8 @@ def _has_gpu() -> bool:
 
 
 def _base_identity(name: str) -> object:
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
-    return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
+    # Each start of the step hashes them as well: half a second for 540 MB.
+    return {p.name: sha256_of_file(p) for p in folder.iterdir() if p.is_file() and p.suffix in SUFFIXES}

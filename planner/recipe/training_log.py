@@ -43,6 +43,7 @@ class TrainingLog:
         """One epoch, 0 before the first; told again after a kill it is logged once."""
         if metrics.epoch in self._epochs:
             return
+        self._epochs.add(metrics.epoch)
         figures = {
             "train_loss": metrics.train_loss,
             "val_loss": metrics.validation_loss,
@@ -56,14 +57,17 @@ class TrainingLog:
         self._console.say(str(plan))
 
     def finish(self, report: TrainingReport) -> None:
-        """Plot, table and figures of the finished training."""
+        """Plot, table and figures of the finished training; epochs of a start in another run are logged here too."""
+        for metrics in report.epochs:
+            self.epoch(metrics)
         in_epoch = steps_per_epoch(report.num_train_rows, self._config.batch_size)
         points = [(step / in_epoch, loss) for step, loss in self._history(STEP_LOSS)]
         path = report.adapter_folder.parent / "loss.png"
         mlflow.log_artifact(str(plot_losses(report.epochs, path, best_epoch=report.best_epoch, points=points)), "plots")
         worst = report.worst_rows
-        mlflow.log_table(
-            {"event_id": [row.event_id for row in worst], "loss": [row.loss for row in worst]},
+        # log_table would append to what a killed start has left.
+        mlflow.log_dict(
+            {"columns": ["event_id", "loss"], "data": [[row.event_id, row.loss] for row in worst]},
             "worst_validation_rows.json",
         )
         mlflow.log_text(f"{report.memory}\n", "memory.txt")

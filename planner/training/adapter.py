@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from planner.contracts.errors import TrainingError
 from planner.training.config import TrainConfig
+from planner.training.disk import written_to
 
 _ADAPTER = "adapter/"
 _LOGIT_OPTIONS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
@@ -90,18 +91,22 @@ def write_adapter(folder: Path, weights: Mapping[str, torch.Tensor], peft_model:
     """Write `adapter_model.safetensors` and `adapter_config.json`; equal weights give equal bytes.
 
     The config names the base by `base_name`, never by a path of this machine.
+
+    Raises:
+        TrainingError: the disk is full or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     values = {
         name: sorted(value) if isinstance(value, set) else value
         for name, value in peft_model.peft_config["default"].to_dict().items()
     }
     values |= {"base_model_name_or_path": base_name, "inference_mode": True}
-    temporary = folder / "adapter_model.safetensors.part"
-    save_file(dict(weights), temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / "adapter_model.safetensors")
     text = json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    temporary = folder / "adapter_model.safetensors.part"
+    with written_to(folder, "The adapter"):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(weights), temporary, metadata={"format": "pt"})
+        os.replace(temporary, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
 def _check_modules(model: PreTrainedModel, wanted: tuple[str, ...]) -> None:

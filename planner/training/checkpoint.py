@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from planner.contracts.errors import TrainingError
+from planner.training.disk import written_to
 from planner.training.position import Position
 from planner.training.report import EpochMetrics, RowLoss
 
@@ -48,21 +50,18 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     target = _folder(folder, position.step)
     temporary = folder / f".{target.name}.part"
     try:
+        with written_to(folder, f"The checkpoint of step {position.step:,}", step=position.step):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(dict(checkpoint.tensors), temporary / TENSORS)
+            (temporary / FIGURES).write_text(json.dumps(asdict(position)), encoding="utf-8")
+            _write_manifest(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+            _sync(folder)
+    except TrainingError:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(dict(checkpoint.tensors), temporary / TENSORS)
-        (temporary / FIGURES).write_text(json.dumps(asdict(position)), encoding="utf-8")
-        _write_manifest(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        _sync(folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainingError(
-            f"The checkpoint of step {position.step:,} cannot be written to {folder.name}: {error.strerror}. "
-            "Make room or give write permission, then run the same command again; it goes on from the one before.",
-            step=position.step,
-        ) from None
+        raise
     _remove_old(folder, position)
     return target
 
@@ -117,7 +116,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _read(folder: Path) -> Checkpoint | None:
-    """Read a checkpoint, or None when a file is missing or is not what the manifest says."""
+    """Read a checkpoint; None when a file is missing, is not what the manifest says, or is of another form."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         if sorted(hashes) != [FIGURES, TENSORS]:
@@ -126,14 +125,14 @@ def _read(folder: Path) -> Checkpoint | None:
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
                 return None
         values = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
+        position = replace(
+            Position(**values),
+            epochs=tuple(EpochMetrics(**epoch) for epoch in values["epochs"]),
+            worst_rows=tuple(RowLoss(**row) for row in values["worst_rows"]),
+        )
+        return Checkpoint(position, load_file(folder / TENSORS))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
-    position = replace(
-        Position(**values),
-        epochs=tuple(EpochMetrics(**epoch) for epoch in values["epochs"]),
-        worst_rows=tuple(RowLoss(**row) for row in values["worst_rows"]),
-    )
-    return Checkpoint(position, load_file(folder / TENSORS))
 
 
 def _remove_old(folder: Path, position: Position) -> None:
@@ -149,7 +148,7 @@ def _best_step(path: Path) -> int:
     """The best epoch's step as a checkpoint of this run's own writing says, 0 if it cannot be read."""
     try:
         return int(json.loads((path / FIGURES).read_text(encoding="utf-8"))["best_step"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 

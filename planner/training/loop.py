@@ -11,10 +11,12 @@ forward passes and processes; prompt tokens have no loss; no row is padded or cu
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +45,7 @@ from planner.training.batches import (
 )
 from planner.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
 from planner.training.config import TrainConfig
+from planner.training.disk import written_to
 from planner.training.forward import backward_rows, row_losses
 from planner.training.fused_modules import fused
 from planner.training.memory import MemoryPlan, activations_recomputed, plan_for, smaller
@@ -80,6 +83,7 @@ def train(
     legal_tokens: LegalTokens | None = None,
     store: Store | None = None,
     token_cache: TokenCache | None = None,
+    anew: bool = False,
     report_epoch: ReportEpoch | None = None,
     report_step: ReportStep | None = None,
     report_memory: ReportMemory | None = None,
@@ -101,6 +105,7 @@ def train(
             chooses. None takes the whole vocabulary.
         store: holds copies of the checkpoints, so that another machine can go on.
         token_cache: keeps the encoded rows for the next start; its key must name what the texts came from.
+        anew: train once more what was trained to its end before; what was broken off goes on all the same.
         report_epoch: called after each epoch, 0 first; a start after a kill may call it again for the last one.
         report_step: called as (optimizer steps done, in all, loss of this step, tokens per second of this epoch).
         report_memory: called before the start, and again whenever the forward passes had to shrink.
@@ -131,7 +136,7 @@ def train(
             peft_model, config, train_rows, validation_rows, run_folder, memory, processes, store,
             _Reports(report_step, report_epoch, report_memory) if processes.is_first else _Reports(),
         )  # fmt: skip
-        resumed_from = run.resume()
+        resumed_from = run.resume(anew=anew)
         run.go_on()
         return run.finish(resumed_from)
 
@@ -174,7 +179,7 @@ class _Run:
         self._report_memory()
         if not self.position.epochs:
             self._end_epoch(0)
-        while self.position.epoch <= self.config.epochs and not self._stopped_early():
+        while not self._is_done(self.position):
             epoch = self.position.epoch
             order = epoch_order(len(self.train_rows.rows), seed=self.config.seed, epoch=epoch)
             for index in range(self.position.index, self.steps_in_epoch):
@@ -264,8 +269,9 @@ class _Run:
             self.reports.epoch(metrics)
         self._write_checkpoint()
 
-    def _stopped_early(self) -> bool:
-        return self.config.patience is not None and self.position.stale_epochs >= self.config.patience
+    def _is_done(self, position: Position) -> bool:
+        patience = self.config.patience
+        return position.epoch > self.config.epochs or (patience is not None and position.stale_epochs >= patience)
 
     def _write_checkpoint(self) -> None:
         if not self.processes.is_first:
@@ -275,9 +281,9 @@ class _Run:
         if self.store is not None:
             push(self.store, self.folder.name, self.folder / "checkpoints")
 
-    def resume(self) -> int | None:
-        """Go back to the newest whole checkpoint; returns its step, None without one."""
-        checkpoint = self.processes.from_first(self._newest)
+    def resume(self, *, anew: bool) -> int | None:
+        """Go back to the newest whole checkpoint; returns its step, None without one or where all begins anew."""
+        checkpoint = self.processes.from_first(partial(self._newest, anew=anew))
         if checkpoint is None:
             return None
         tokens = min(checkpoint.position.micro_batch_tokens, self.memory.micro_batch_tokens)
@@ -286,10 +292,16 @@ class _Run:
         load_optimizer_tensors(self.optimizer, self.weights, checkpoint.tensors, checkpoint.position.step)
         return checkpoint.position.step
 
-    def _newest(self) -> Checkpoint | None:
+    def _newest(self, *, anew: bool) -> Checkpoint | None:
+        folder = self.folder / "checkpoints"
         if self.store is not None:
-            pull(self.store, self.folder.name, self.folder / "checkpoints")
-        return newest_checkpoint(self.folder / "checkpoints")
+            pull(self.store, self.folder.name, folder)
+        newest = newest_checkpoint(folder)
+        if newest is None or not (anew and self._is_done(newest.position)):
+            return newest
+        with written_to(folder, "The new start"):
+            shutil.rmtree(folder)  # or a kill would be followed by what lay ahead, and not by what was done since
+        return None
 
     def finish(self, resumed_from: int | None) -> TrainingReport:
         """Write the best epoch's adapter and say what was done."""

@@ -33,13 +33,15 @@ def push(store: Store, run: str, folder: Path) -> None:
     """Make the run's checkpoints in the store those of the folder.
 
     New ones first, files before their manifest; then what the folder no longer has goes, its manifest first. A kill at
-    any moment leaves the ones before whole.
+    any moment leaves the ones before whole. What is no whole checkpoint is left where it is.
     """
     here = {path.name for path in folder.glob("step-*")}
     for step in sorted(here):
-        manifest = (folder / step / MANIFEST).read_bytes()
+        manifest = folder / step / MANIFEST
         there = store.get(f"{run}/{step}/{MANIFEST}")
-        if there == manifest:
+        if manifest.is_file() and there == manifest.read_bytes():
+            continue
+        if not is_whole(folder / step):  # damaged, or none of ours; a copy of before stays
             continue
         if there is not None:  # of a start that went another way: no reader may take its manifest for these files
             store.delete(f"{run}/{step}/{MANIFEST}")

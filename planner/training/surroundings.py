@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import peft
 import torch
+import transformers
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from planner.contracts.errors import TrainingError
 from planner.training.config import TrainConfig
+from planner.training.disk import written_to
 from planner.training.text import EncodedRows
 
 # Options that may change between two starts of one run, because they change nothing that is learned.
@@ -33,13 +36,17 @@ _FREE = {
     "memory_gib",
     "gradient_checkpointing",
 }
+_ROOM = Path(__file__).parent
+# Modules of this room that change nothing that is learned; what is not named here counts.
+_FREE_CODE = {"__init__", "__main__", "disk", "plot", "remote", "token_cache"}
 
 
 def run_fingerprint(
     model: PreTrainedModel, config: TrainConfig, train_rows: EncodedRows, validation_rows: EncodedRows, base: str | None
 ) -> str:
-    """SHA-256 of all that decides the result: options, rows and the base's weights (`base`: their digest, if known)."""
+    """SHA-256 of all that decides the result: code, options, rows, base weights (`base`: their digest, if known)."""
     facts = {
+        "code": code_hash(),
         "config": config.model_dump(mode="json", exclude=_FREE),
         "train": train_rows.digest,
         "validation": validation_rows.digest,
@@ -47,6 +54,15 @@ def run_fingerprint(
         "type": str(model.dtype),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def code_hash() -> str:
+    """Over the code and the libraries that decide what a step learns and what a checkpoint holds."""
+    digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__} {peft.__version__}".encode())
+    for path in sorted(_ROOM.glob("*.py")):
+        if path.stem not in _FREE_CODE:
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -65,14 +81,19 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         TrainingError: another process trains in it, or it cannot be written.
     """
-    try:
+    lock = FileLock(folder / ".lock")
+    with written_to(folder, "The training's folder"):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise TrainingError(
-            f"Another process trains in {folder} right now. Wait for it, or stop it.", folder=folder
-        ) from None
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise TrainingError(
+                f"Another process trains in {folder} right now. Wait for it, or stop it.", folder=folder
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -130,7 +130,8 @@ def _read(path: Path) -> EncodedRows | None:
             head: dict[str, Any] = json.loads(arrays["head"].tobytes())
             prompts, targets = _unpacked("prompt", arrays), _unpacked("target", arrays)
             legal = iter(_unpacked("legal", arrays))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+        # RuntimeError: a flipped bit says that the file is encrypted, or packed in a way that is not implemented.
         return None
     rows = tuple(
         EncodedRow(event_id, tuple(prompt.tolist()), tuple(target.tolist()), _next(legal, len(target), has_legal))

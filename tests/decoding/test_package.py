@@ -228,6 +228,52 @@ def test_other_format_prompt_or_kind_is_refused(copy, key, value):
         load_package(rehashed(copy))
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '"files"', "{}", '{"files": null}', '{"files": ["planner.json"]}'])
+def test_manifest_that_lists_no_files_is_refused(copy, content):
+    (copy / "manifest.json").write_text(content)
+    with pytest.raises(ModelError, match=r"manifest\.json .* no list of files"):
+        load_package(copy)
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("lineage", None),
+        ("lineage", {"dataset_version": 3}),
+        ("lineage", {"dataset_version": "a", "dataset_digest": "b", "trained_splits": [None], "params": {}}),
+        ("kind", ["lora"]),
+        ("base", "smollm2-135m"),
+        ("base", {"name": "x"}),
+        ("tokenizer_sha256", 5),
+        ("decoding", None),
+        ("decoding", {"speed": 2}),
+        ("decoding", {"max_rows": "16"}),
+        ("decoding", {"max_rows": 0}),
+        ("decoding", {"decide": "plan"}),
+        ("decoding", {"beam": 0}),
+        ("decoding", {"beam": 3, "decide": "token"}),
+        ("decoding", {"repeats": 1}),
+    ],
+)
+def test_forged_description_with_a_fitting_manifest_is_refused_by_member(copy, member, value):
+    description = json.loads((copy / "planner.json").read_text())
+    (copy / "planner.json").write_text(json.dumps(description | {member: value}))
+    with pytest.raises(ModelError, match=rf"planner\.json .*\(member {member}\)"):
+        load_package(rehashed(copy))
+    if member == "lineage":
+        with pytest.raises(ModelError, match="member lineage"):
+            read_lineage(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("planner.json", "[]"), ("planner.json", "3"), ("catalogue.json", "[1]")]
+)
+def test_forged_file_of_another_form_is_refused_by_name(copy, name, content):
+    (copy / name).write_text(content)
+    with pytest.raises(ModelError, match=f"File {name} .* is no "):
+        load_package(rehashed(copy))
+
+
 def test_pickled_or_foreign_adapter_is_not_packaged(parts, catalogue, trained, tmp_path):
     bad = shutil.copytree(trained[0], tmp_path / "bad")
     (bad / "adapter_model.safetensors").rename(bad / "adapter_model.bin")

@@ -189,6 +189,13 @@ def test_the_replay_stands_in_store_and_database(sandbox: Sandbox, first: Chapte
     assert {version for (version,) in linked} == set(first.model_versions)
 
 
+def test_the_model_card_shows_the_scores(sandbox: Sandbox, first: Chapter) -> None:
+    tags = first.children["evaluate"].data.tags
+    card = sandbox.client.get_model_version("planner_model", tags["model_version"]).description
+    assert "- validation loss: " in card and card.count("Verdict: ") == 1
+    assert all(f"| {score} | " in card for score in SCORES)
+
+
 def test_the_report_shows_what_the_dataset_left_out(sandbox: Sandbox, first: Chapter) -> None:
     manifest = json.loads((Path(sandbox.outputs("build_dataset")["dataset"]) / "manifest.json").read_text())
     seen = manifest["rows"] + sum(manifest["exclusions"].values())
@@ -279,6 +286,16 @@ def test_until_stops_and_force_runs_a_step_although_nothing_changed(sandbox: San
     assert forced.ran == {"build_dataset"} and len(forced.children) == 1
     assert "unchanged" in forced.table["build_dataset"], "the version was there with the same rows"
     assert "Next: mlflow run . -e train -P dataset=" in done.out
+
+
+def test_a_forced_training_trains_anew_and_gives_the_same_version(sandbox: Sandbox, restored: Chapter) -> None:
+    known = sandbox.outputs("train")
+    done = sandbox.call("steps.main", "--profile", "tiny", "--until", "train", "--force", "train")
+    forced = chapter(sandbox, done)
+    assert forced.ran == {"train"} and forced.model_versions == restored.model_versions
+    outputs = sandbox.outputs("train")
+    assert outputs["resumed_from_step"] is None and outputs["package_sha256"] == known["package_sha256"]
+    assert {"train_loss", "val_loss", "step_loss"} <= set(forced.children["train"].data.metrics)
 
 
 def test_a_step_alone_runs_by_its_entry_point(sandbox: Sandbox, restored: Chapter) -> None:

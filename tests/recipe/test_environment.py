@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from planner.recipe.config import PROJECT, load_config
 from planner.recipe.environment import DATABASE_VARIABLE, TRACKING_VARIABLE, database_url, git_state, use_tracking_store
 from planner.recipe.fingerprint import MODULES_OF_STEP, ROOMS_OF_STEP, SHARED_CODE, code_hash, step_fingerprint
 from planner.recipe.packages import check_packages, pinned_packages
+from planner.recipe.train import _base_identity
 
 
 @pytest.mark.parametrize("profile", ["gpu", "kubernetes", "databricks"])
@@ -126,6 +128,18 @@ def test_the_fingerprint_is_over_each_module_that_the_step_imports(step: str) ->
                 for used in [m for m in modules if (PROJECT / f"planner/{m}.py").is_file()] or [package]:
                     known = used in hashed | TALK | OPENS or used.split("/")[0] in ROOMS_OF_STEP[step]
                     assert known, f"{name} imports {used}"
+
+
+def test_a_local_base_is_known_by_what_its_files_hold(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "README.md").write_text("of no weight")
+    before = _base_identity(str(tmp_path))
+    os.utime(tmp_path / "model.safetensors", (1, 1))
+    (tmp_path / "README.md").write_text("edited")
+    assert _base_identity(str(tmp_path)) == before
+    (tmp_path / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert _base_identity(str(tmp_path)) != before
+    assert _base_identity("smollm2-135m") == "smollm2-135m"
 
 
 def test_fingerprint_follows_config_and_inputs(project: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import resource
 import shutil
 
 import pytest
@@ -11,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from planner.contracts.errors import TrainingError
-from planner.training import checkpoint, loop
+from planner.training import checkpoint, loop, surroundings
 from planner.training.batches import pack_rows
 from planner.training.loop import train
 from planner.training.plot import plot_losses
@@ -149,6 +151,25 @@ def test_finished_run_is_not_trained_again(model, tokenizer, texts, config, tmp_
     assert adapter_bytes(again) == adapter_bytes(first)
 
 
+def test_finished_run_is_trained_anew_where_that_is_asked_and_goes_on_after_a_kill(
+    model, tokenizer, texts, config, tmp_path
+):
+    first = run(model, tokenizer, texts, config, tmp_path)
+
+    def stop(done, *_):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tokenizer, texts, config, tmp_path, anew=True, report_step=stop)
+    steps = []
+    again = run(model, tokenizer, texts, config, tmp_path, anew=True, report_step=lambda done, *_: steps.append(done))
+    assert (again.resumed_from_step, steps) == (4, [5, 6, 7, 8])
+    assert adapter_bytes(again) == adapter_bytes(first)
+    whole = run(model, tokenizer, texts, config, tmp_path, anew=True)
+    assert whole.resumed_from_step is None and adapter_bytes(whole) == adapter_bytes(first)
+
+
 def test_other_options_rows_or_base_start_anew_in_a_folder_of_their_own(model, tokenizer, texts, config, tmp_path):
     folders = {run(model, tokenizer, texts, config, tmp_path).adapter_folder}
     for change in ({"lr": 5e-3}, {"batch_size": 3}, {"epochs": 3}, {"seed": 9}, {"model_base": "other"}):
@@ -161,6 +182,21 @@ def test_other_options_rows_or_base_start_anew_in_a_folder_of_their_own(model, t
         model.model.norm.weight[0] += 1e-3
     folders.add(run(model, tokenizer, texts, config, tmp_path).adapter_folder)
     assert len(folders) == 9
+
+
+def test_edited_code_starts_anew_and_code_that_decides_nothing_does_not(
+    model, tokenizer, texts, config, tmp_path, monkeypatch
+):
+    first = run(model, tokenizer, texts, config, tmp_path)
+    room = shutil.copytree(surroundings._ROOM, tmp_path / "room")
+    monkeypatch.setattr(surroundings, "_ROOM", room)
+    for name in ("plot", "remote"):
+        (room / f"{name}.py").write_text("edited")
+    assert run(model, tokenizer, texts, config, tmp_path).resumed_from_step == first.num_steps
+    with (room / "optimizer.py").open("a") as file:
+        file.write("# edited")
+    edited = run(model, tokenizer, texts, config, tmp_path)
+    assert edited.resumed_from_step is None and edited.adapter_folder != first.adapter_folder
 
 
 def test_best_epoch_is_kept_and_not_the_last(model, tokenizer, texts, config, tmp_path):
@@ -203,6 +239,17 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(model, tokenizer, 
     assert again.resumed_from_step == 6
     assert adapter_bytes(again) == adapter_bytes(first)
     assert [epoch.train_loss for epoch in again.epochs] == [epoch.train_loss for epoch in first.epochs]
+
+
+@pytest.mark.parametrize("figures", ['{"step": 8, "of_another_age": 1}', "[]", "null"])
+def test_checkpoint_of_another_form_is_passed_over(model, tokenizer, texts, config, tmp_path, figures):
+    first = run(model, tokenizer, texts, config, tmp_path)
+    folder = first.adapter_folder.parent / "checkpoints" / "step-000008"
+    (folder / "state.json").write_text(figures)
+    (folder / "manifest.json").unlink()
+    checkpoint._write_manifest(folder)
+    again = run(model, tokenizer, texts, config, tmp_path)
+    assert again.resumed_from_step == 6 and again.epochs[-1].train_loss == first.epochs[-1].train_loss
 
 
 def test_with_every_checkpoint_damaged_the_run_starts_anew(model, tokenizer, texts, config, tmp_path):
@@ -284,29 +331,54 @@ def test_base_that_changes_its_logits_is_refused(model, tokenizer, texts, config
         run(model, tokenizer, texts, config, tmp_path)
 
 
+@contextlib.contextmanager
+def files_of_at_most(num_bytes):
+    """A limit of the system's own, met in the middle of a write; Python ignores the signal that comes with it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_full_disk_at_a_checkpoint_is_one_clear_line_and_the_run_goes_on_later(
-    model, tokenizer, texts, config, tmp_path, monkeypatch
+    model, tokenizer, texts, config, tmp_path
 ):
-    real, calls = checkpoint.save_file, []
+    with contextlib.ExitStack() as stack:
 
-    def full(tensors, path):
-        calls.append(path)
-        if len(calls) == 3:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
+        def fill(step, *_):
+            if step == 3:
+                stack.enter_context(files_of_at_most(5_000))
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(TrainingError, match="checkpoint of step 4 .*No space left on device.*same command again"):
-        run(model, tokenizer, texts, config, tmp_path)
+        with pytest.raises(TrainingError, match="checkpoint of step 4 .*File too large.*same command again") as error:
+            run(model, tokenizer, texts, config, tmp_path, report_step=fill)
+    assert error.value.step == 4
     assert not list(tmp_path.glob("*/checkpoints/.*"))
     assert run(model, tokenizer, texts, config, tmp_path).resumed_from_step == 2
+
+
+def test_full_disk_at_the_adapter_is_one_clear_line(model, tokenizer, texts, config, tmp_path):
+    first = run(model, tokenizer, texts, config, tmp_path)
+    before = adapter_bytes(first)
+    shutil.rmtree(first.adapter_folder)
+    with files_of_at_most(5_000), pytest.raises(TrainingError, match="The adapter cannot be .*File too large"):
+        run(model, tokenizer, texts, config, tmp_path)
+    assert adapter_bytes(run(model, tokenizer, texts, config, tmp_path)) == before
 
 
 def test_two_processes_do_not_train_in_one_folder(model, tokenizer, texts, config, tmp_path):
     report = run(model, tokenizer, texts, config, tmp_path)
     with FileLock(report.adapter_folder.parent / ".lock"), pytest.raises(TrainingError, match="Another process"):
         run(model, tokenizer, texts, config, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file", "below a file"])
+def test_folder_that_cannot_be_made_is_one_clear_line(model, tokenizer, texts, config, tmp_path, place):
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    folder = tmp_path / "taken" / ("" if place == "file" else "training")
+    with pytest.raises(TrainingError, match="training's folder cannot be written to .*taken.*same command again"):
+        run(model, tokenizer, texts, config, folder)
 
 
 def test_loss_curves_are_drawn(model, tokenizer, texts, config, tmp_path):

@@ -112,6 +112,20 @@ def test_damaged_copy_is_passed_over_and_replaced(model, tokenizer, texts, confi
     assert newest_checkpoint(folder).position.step == first.num_steps == 8
 
 
+def test_what_is_no_whole_checkpoint_is_not_copied(model, tokenizer, texts, config, tmp_path, store):
+    def litter(done, *_):
+        [folder] = tmp_path.glob("*/checkpoints")
+        if done == 1:
+            (folder / "step-notes").write_text("a file")
+            (folder / "step-empty").mkdir()
+            (folder / "step-000000" / "manifest.json").unlink()
+
+    report = go(model, tokenizer, texts, config, tmp_path, store, report_step=litter)
+    assert (report.num_steps, report.resumed_from_step) == (8, None)
+    assert steps_in(store) == ["step-000004", "step-000006", "step-000008"]
+    assert sorted({name.split("/")[-2] for name in store.names("")}) == steps_in(store)
+
+
 def test_store_that_cannot_be_reached_is_found_by_the_probe(monkeypatch, bucket):
     S3Store(URI).probe()
     with pytest.raises(TrainingError, match="s3://nowhere/x refused: .*NoSuchBucket.*train.checkpoints"):

@@ -46,7 +46,7 @@ def test_another_split_or_key_is_encoded_for_itself(tmp_path):
     assert TokenCache(tmp_path, "k2").rows("train", lambda: other) is other
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "unknown packing", "encrypted"])
 def test_damaged_file_is_encoded_anew(tmp_path, damage):
     cache = TokenCache(tmp_path, "k")
     cache.rows("train", lambda: ROWS)
@@ -54,7 +54,10 @@ def test_damaged_file_is_encoded_anew(tmp_path, damage):
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[content.index(np.int64(9).tobytes())] ^= 4
-    path.write_bytes({"flip": content, "cut": content[: len(content) // 2], "empty": b""}[damage])
+    entry = content.index(b"PK\x01\x02")  # of the zip's directory: flags are 8 bytes behind, the packing 10
+    content[entry + 8] ^= damage == "encrypted"
+    content[entry + 10] ^= damage == "unknown packing"
+    path.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(damage, content))
     assert cache.rows("train", lambda: ROWS) is ROWS
     assert cache.rows("train", fail).digest == ROWS.digest
 
