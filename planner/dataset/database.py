@@ -76,6 +76,30 @@ def connect(url: str, *, read_only: bool = False) -> Connection:
     return connection
 
 
+def snapshot_connection(url: str, snapshot: str) -> Connection:
+    """A connection that sees what the exporter of the snapshot sees.
+
+    Raises:
+        DatabaseError: no connection, or the snapshot is gone.
+    """
+    connection = connect(url, read_only=True)
+    try:
+        connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION SNAPSHOT %s", (snapshot,))
+    except psycopg2.errors.UndefinedObject:
+        connection.close()
+        raise DatabaseError(
+            "The snapshot that the shards share is gone: the server ended the connection that holds it, as a standby "
+            "does where replaying is in the way (max_standby_streaming_delay, hot_standby_feedback). Nothing was "
+            "published; run it again."
+        ) from None
+    except psycopg2.Error as error:
+        connection.close()
+        raise query_error(error, "taking the shared snapshot") from None
+    return connection
+
+
 def create_schema(connection: Connection) -> None:
     """Create the tables and views of `schema.sql` where they are missing, and commit."""
     try:

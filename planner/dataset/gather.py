@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from psycopg2.extensions import connection as Connection
 from planner.contracts.errors import DatabaseError, DatasetError
 from planner.dataset import versions
 from planner.dataset.config import DatasetConfig
-from planner.dataset.database import connect, masked, query_error, require_tables
+from planner.dataset.database import connect, masked, query_error, require_tables, snapshot_connection
 from planner.dataset.joins import REASONS, Shard, hash_sql
 from planner.dataset.keys import KeyCounts, Window, engine_errors, load_keys, reused_rows
 from planner.dataset.merge import merged, taken_rows
@@ -73,7 +74,7 @@ def gather(
     try:
         if config.shards == 1 and len(urls) == 1:
             with engine_errors(config.shards):
-                return _whole(connection, config, folder, work, known, earlier, progress)
+                return _whole(connection, urls[0], config, folder, work, known, earlier, progress)
         if config.shards < len(urls):
             raise DatasetError(
                 f"{len(urls)} servers cannot share {config.shards} shards. Set build_dataset.shards to at least "
@@ -102,6 +103,7 @@ def gather(
 
 def _whole(
     connection: Connection,
+    url: str,
     config: DatasetConfig,
     folder: Path,
     work: Path,
@@ -113,7 +115,8 @@ def _whole(
     assembly = Assembly()
     keys, counts = load_keys(connection, Window.of(config), work, earlier=earlier.rows if earlier else None)
     with contextlib.closing(keys):
-        streams = [iter_batches(connection, keys, known, assembly, progress)]
+        beside = partial(snapshot_connection, url, _value(connection, _EXPORT))
+        streams = [iter_batches(connection, beside, keys, known, assembly, progress)]
         num_rows = _write(streams, reused_rows(keys), counts, folder, earlier, progress)
     return Gathered(num_rows, counts, assembly)
 
@@ -152,7 +155,7 @@ def _run(tasks: Sequence[ShardTask], work: Path, config: DatasetConfig, progress
 def _snapshots(connection: Connection, urls: Sequence[str]) -> Iterator[list[tuple[str, str]]]:
     """URL and exported snapshot of every server, open while the shards read; replicas are as new as the first."""
     with contextlib.ExitStack() as stack:
-        found = [(urls[0], _value(connection, "SELECT pg_export_snapshot()"))]
+        found = [(urls[0], _value(connection, _EXPORT))]
         seen, position, probe = (_value(connection, query) for query in (_SEEN, _POSITION, _PROBE))
         for url in urls[1:]:
             replica = stack.enter_context(contextlib.closing(connect(url, read_only=True)))
@@ -166,7 +169,7 @@ def _snapshots(connection: Connection, urls: Sequence[str]) -> Iterator[list[tup
                         "Use replicas of the same PostgreSQL version.",
                         url=masked(url),
                     )
-                found.append((url, _value(replica, "SELECT pg_export_snapshot()")))
+                found.append((url, _value(replica, _EXPORT)))
             except psycopg2.Error as error:
                 raise query_error(error, f"preparing the replica {masked(url)}") from None
         yield found
@@ -191,6 +194,7 @@ def _wait_until_replayed(replica: Connection, seen: str, position: str, url: str
     replica.rollback()
 
 
+_EXPORT = "SELECT pg_export_snapshot()"
 _SEEN = "SELECT pg_current_snapshot()::text"
 _IS_BEHIND = """
 SELECT pg_is_in_recovery() AND (

@@ -7,7 +7,7 @@ and counts of what was left out. Memory is bounded by the range, not by the wind
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -41,6 +41,7 @@ class Assembly:
 
 def iter_batches(
     connection: Connection,
+    beside: Callable[[], Connection],
     keys: Keys,
     known_recipes: Collection[str],
     assembly: Assembly,
@@ -50,6 +51,7 @@ def iter_batches(
 
     Args:
         connection: in the snapshot that the whole build reads.
+        beside: opens another one in that snapshot.
         keys: joined.
         known_recipes: ids of the catalogue.
         assembly: where it is counted.
@@ -60,7 +62,7 @@ def iter_batches(
     """
     known = pa.array(known_recipes, pa.string())
     (total,), *_ = keys.engine.execute("SELECT count(*) FROM plans").fetchall()
-    with wide_values(connection, keys, known, assembly.notes, progress) as values:
+    with wide_values(connection, beside, keys, known, assembly.notes, progress) as values:
         for start in range(0, total, spool.RANGE_ROWS):
             stop = start + spool.RANGE_ROWS
             plans = keys.engine.sql(

@@ -17,17 +17,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg2
 import pyarrow as pa
-from psycopg2.extensions import connection as Connection
 
 from planner.contracts import errors
-from planner.contracts.errors import DatabaseError, DatasetError, PlannerError
-from planner.dataset.database import connect, query_error
+from planner.contracts.errors import DatasetError, PlannerError
+from planner.dataset.database import query_error, snapshot_connection
 from planner.dataset.joins import Shard
 from planner.dataset.keys import EarlierRows, KeyCounts, Window, engine_errors, load_keys, reused_rows
 from planner.dataset.publish import folder_error
@@ -107,7 +107,8 @@ def build_shard(task: ShardTask, folder: Path) -> ShardResult:
             with contextlib.closing(keys), pa.OSFile(str(part_paths(folder, task.shard.index)[0]), "wb") as file:
                 options = pa.ipc.IpcWriteOptions(compression="lz4")
                 with pa.ipc.new_stream(file, ROW_SCHEMA, options=options) as writer:
-                    for batch in iter_batches(connection, keys, task.known, assembly):
+                    beside = partial(snapshot_connection, task.url, task.snapshot)
+                    for batch in iter_batches(connection, beside, keys, task.known, assembly):
                         for start in range(0, batch.num_rows, _PART_ROWS):
                             writer.write_batch(batch.slice(start, _PART_ROWS))
                 np.save(part_paths(folder, task.shard.index)[1], reused_rows(keys))
@@ -161,30 +162,6 @@ def shard_numbers(folder: Path, count: int) -> np.ndarray:
 def part_paths(folder: Path, index: int) -> tuple[Path, Path]:
     """Where the rows of a shard lie, and the numbers of the earlier rows."""
     return folder / f"shard-{index}.arrow", folder / f"shard-{index}.reused.npy"
-
-
-def snapshot_connection(url: str, snapshot: str) -> Connection:
-    """A connection that sees what the exporter of the snapshot sees.
-
-    Raises:
-        DatabaseError: no connection, or the snapshot is gone.
-    """
-    connection = connect(url, read_only=True)
-    try:
-        connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-        with connection.cursor() as cursor:
-            cursor.execute("SET TRANSACTION SNAPSHOT %s", (snapshot,))
-    except psycopg2.errors.UndefinedObject:
-        connection.close()
-        raise DatabaseError(
-            "The snapshot that the shards share is gone: the server ended the connection that holds it, as a standby "
-            "does where replaying is in the way (max_standby_streaming_delay, hot_standby_feedback). Nothing was "
-            "published; run it again."
-        ) from None
-    except psycopg2.Error as error:
-        connection.close()
-        raise query_error(error, "taking the shared snapshot") from None
-    return connection
 
 
 def main() -> int:

@@ -11,8 +11,10 @@ event's id are compared all the same. Otherwise events come by id.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ import pyarrow.compute as pc
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts import schema
+from planner.contracts.errors import DatabaseError
 from planner.dataset.columns import Lists, column_of, edit_column, item_column, plan_column, unknown_recipes
 from planner.dataset.database import query_error, unindexed_tables
 from planner.dataset.joins import ACCEPTED, CHECK_SQL, EDIT, GENERATED, HOMES, LIMITS, PANTRIES, PLACES, PREVIOUS
@@ -62,12 +65,18 @@ class WideValues:
 
 @contextlib.contextmanager
 def wide_values(
-    connection: Connection, keys: Keys, known: pa.StringArray, notes: Notes, progress: Progress
+    connection: Connection,
+    beside: Callable[[], Connection],
+    keys: Keys,
+    known: pa.StringArray,
+    notes: Notes,
+    progress: Progress,
 ) -> Iterator[WideValues]:
     """Read all values that the rows of `keys` take; the files go when the block ends.
 
     Args:
         connection: in the snapshot that the whole build reads.
+        beside: opens another one in that snapshot, for the pantries; where it cannot, they are read behind the rest.
         keys: joined.
         known: ids of the catalogue; a generated or accepted plan with another one is null.
         notes: where what did not fit is counted.
@@ -86,18 +95,18 @@ def wide_values(
         _spool_of_keys(keys, LIMITS, values.limits)
         keys.engine.execute("DROP TABLE homes; DROP TABLE limits")
         keys.rest()
-        if scan:
-            found = Notes()
-            try:
-                _spool_events(_scanned(connection, keys), values, known, found, _told(progress, total))
-                notes.update(found)
-            except OrderError:
-                for spool in (values.generated, values.accepted, values.previous, values.edits):
-                    spool.clear()
-                scan = False
-        if not scan:
-            _spool_events(_by_id(connection, keys), values, known, notes, _told(progress, total))
-        _spool_pantries(connection, keys, values.pantries, notes, progress)
+        with _pantries_beside(connection, beside, keys, values.pantries, notes, progress):
+            if scan:
+                found = Notes()
+                try:
+                    _spool_events(_scanned(connection, keys), values, known, found, _told(progress, total))
+                    notes.update(found)
+                except OrderError:
+                    for spool in (values.generated, values.accepted, values.previous, values.edits):
+                        spool.clear()
+                    scan = False
+            if not scan:
+                _spool_events(_by_id(connection, keys), values, known, notes, _told(progress, total))
         yield values
 
 
@@ -244,11 +253,43 @@ def _taken(columns: Sequence[pa.Array], order: pa.Array) -> list[pa.Array]:
     return [column.take(order) for column in columns]
 
 
-def _spool_pantries(connection: Connection, keys: Keys, spool: Spool, notes: Notes, progress: Progress) -> None:
+@contextlib.contextmanager
+def _pantries_beside(
+    connection: Connection,
+    beside: Callable[[], Connection],
+    keys: Keys,
+    spool: Spool,
+    notes: Notes,
+    progress: Progress,
+) -> Iterator[None]:
+    """Spool the pantries in a thread of their own while the block reads something else; they are there behind it."""
+    engine, found, others_done = keys.engine.cursor(), Notes(), threading.Event()
+    try:
+        other = beside()
+    except DatabaseError:  # no more connections for this user, say
+        yield
+        return _spool_pantries(connection, engine, spool, notes, progress)
+    with contextlib.closing(other), ThreadPoolExecutor(1, "pantries") as pool:
+        # One of both is told at a time: the pantries once the block is done.
+        told: Progress = lambda *done: progress(*done) if others_done.is_set() else None  # noqa: E731
+        work = pool.submit(_spool_pantries, other, engine, spool, found, told)
+        try:
+            yield
+        except BaseException:
+            other.cancel()
+            raise
+        others_done.set()
+        work.result()
+    notes.update(found)
+
+
+def _spool_pantries(
+    connection: Connection, engine: duckdb.DuckDBPyConnection, spool: Spool, notes: Notes, progress: Progress
+) -> None:
     """Snapshots by id, in whatever order they come."""
-    (total,), *_ = keys.engine.execute("SELECT count(*) FROM pantries").fetchall()
+    (total,), *_ = engine.execute("SELECT count(*) FROM pantries").fetchall()
     told = _told(progress, total, "read the pantries")
-    reader = keys.engine.cursor().sql("SELECT pantry_id, ordinal FROM pantries").to_arrow_reader(_PANTRY_IDS)
+    reader = engine.sql("SELECT pantry_id, ordinal FROM pantries").to_arrow_reader(_PANTRY_IDS)
     kinds = {"id": pa.int64(), "items": pa.string()}
     for ids, rows in _whole_groups(reader):
         listed = ",".join(map(str, np.unique(ids).tolist()))

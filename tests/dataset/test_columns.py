@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.dataset import columns, stream, values, wide
+from planner.contracts.errors import DatabaseError
+from planner.dataset import columns, gather, stream, values, wide
 from planner.dataset.build import build_dataset
 from planner.dataset.database import connect
 from planner.dataset.values import Notes
+from tests.databases import value_of
 from tests.dataset import small, traps
 from tests.dataset.payloads import KNOWN, MEALS, PANTRY
 
@@ -101,6 +104,50 @@ def test_events_come_in_a_scan_or_by_id_in_pieces_of_any_size_and_change_no_byte
         monkeypatch.setattr(stream, "CHUNK_BYTES", size)
         digests.add(build_dataset(database_url, small.config(tmp_path, date=f"v{number}", reuse=None)).version.digest)
     assert len(digests) == 1 and ways == {"_scanned": 2, "_by_id": 2}
+
+
+def test_pantries_are_read_behind_the_rest_where_there_is_no_second_connection(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.fill(database_url)
+    items = "jsonb_build_array(jsonb_build_object('name', 'rice', 'quantity', 1), jsonb_build_object('name', 7))"
+    small.run(
+        database_url,
+        f"INSERT INTO pantry_snapshots SELECT n, 'home-' || n, '2025-01-04', {items} FROM generate_series(1, 8) n",
+    )
+    both = build_dataset(database_url, small.config(tmp_path, date="a"))
+
+    def refused(url: str, snapshot: str) -> None:
+        raise DatabaseError("too many connections")
+
+    monkeypatch.setattr(gather, "snapshot_connection", refused)
+    alone = build_dataset(database_url, small.config(tmp_path, date="b", reuse=None))
+    assert alone.version.digest == both.version.digest and alone.notes == both.notes
+    assert alone.notes["pantry items without a name (left out)"] == 8
+
+
+def test_failing_events_end_the_reading_of_pantries_too(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.fill(database_url)
+    small.run(
+        database_url,
+        "INSERT INTO pantry_snapshots SELECT n, 'home-' || n, '2025-01-04', '[]' FROM generate_series(1, 8) n; "
+        "ALTER TABLE pantry_snapshots RENAME TO snaps; CREATE FUNCTION slow(jsonb) RETURNS jsonb LANGUAGE plpgsql STABLE "
+        "AS 'BEGIN PERFORM pg_sleep(90); RETURN $1; END'; CREATE VIEW pantry_snapshots AS SELECT id, household_id, snapshot_time, "
+        "slow(items) AS items FROM snaps",
+    )
+
+    def fail(*_: Any) -> None:
+        until = time.monotonic() + 60
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        while not value_of(database_url, sleeping) and time.monotonic() < until:
+            time.sleep(0.05)
+        raise RuntimeError("no events")
+
+    monkeypatch.setattr(wide, "_spool_events", fail)
+    with pytest.raises(RuntimeError, match="no events"):
+        build_dataset(database_url, small.config(tmp_path))
 
 
 PARTITIONED = """

@@ -19,7 +19,7 @@ from planner.contracts.errors import DatabaseError, DatasetError
 from planner.dataset import gather, shards
 from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.config import DatasetConfig
-from planner.dataset.database import connect
+from planner.dataset.database import connect, snapshot_connection
 from planner.dataset.merge import RowsDifferError, merged
 from planner.dataset.write import ROW_SCHEMA
 from tests.databases import of_database, run_statement, value_of
@@ -137,7 +137,7 @@ def test_servers_that_cannot_share_are_refused(
 
 def test_snapshot_that_is_gone_is_a_clear_error(crowd: str) -> None:
     with pytest.raises(DatabaseError, match="The snapshot that the shards share is gone"):
-        shards.snapshot_connection(crowd, "00000003-0000001B-1")
+        snapshot_connection(crowd, "00000003-0000001B-1")
     with contextlib.closing(psycopg2.connect(crowd)) as connection:
         assert connection.closed == 0
 
