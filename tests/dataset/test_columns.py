@@ -133,9 +133,9 @@ def test_failing_events_end_the_reading_of_pantries_too(
     small.run(
         database_url,
         "INSERT INTO pantry_snapshots SELECT n, 'home-' || n, '2025-01-04', '[]' FROM generate_series(1, 8) n; "
-        "ALTER TABLE pantry_snapshots RENAME TO snaps; CREATE FUNCTION slow(jsonb) RETURNS jsonb LANGUAGE plpgsql STABLE "
-        "AS 'BEGIN PERFORM pg_sleep(90); RETURN $1; END'; CREATE VIEW pantry_snapshots AS SELECT id, household_id, snapshot_time, "
-        "slow(items) AS items FROM snaps",
+        "ALTER TABLE pantry_snapshots RENAME TO snaps; CREATE FUNCTION slow(jsonb) RETURNS jsonb LANGUAGE plpgsql "
+        "STABLE AS 'BEGIN PERFORM pg_sleep(90); RETURN $1; END'; CREATE VIEW pantry_snapshots AS SELECT id, "
+        "household_id, snapshot_time, slow(items) AS items FROM snaps",
     )
 
     def fail(*_: Any) -> None:
