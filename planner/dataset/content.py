@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,11 +93,10 @@ def write_content(
         read.assembly.late_pantry + read.counts.late_pantry,
     )
     pa.default_memory_pool().release_unused()  # what rows took, before other eyes look at the file
-    with ThreadPoolExecutor(1) as pool:  # two looks at one file
-        counted = pool.submit(lambda: (profile_of(training), distributions_of(training, folder / versions.RECIPES)))
-        checks = run_checks(training, config, counts, read.catalogue.by_id)
-        require_checks(checks, config.version, read.exclusions)
-        profile, distributions = counted.result()
+    checks = run_checks(training, config, counts, read.catalogue.by_id)
+    require_checks(checks, config.version, read.exclusions)
+    profile = profile_of(training)
+    distributions = distributions_of(training, folder / versions.RECIPES)
     created_at = now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for name, text in _texts(config, folder, read, profile, distributions, checks, created_at).items():
         (folder / name).write_bytes(text)

@@ -14,10 +14,11 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -263,23 +264,33 @@ def _pantries_beside(
     progress: Progress,
 ) -> Iterator[None]:
     """Spool the pantries in a thread of their own while the block reads something else; they are there behind it."""
-    engine, found, others_done = keys.engine.cursor(), Notes(), threading.Event()
+    engine, found = keys.engine.cursor(), Notes()
     try:
-        other = beside()
+        other: Connection | None = beside()
     except DatabaseError:  # no more connections for this user, say
+        other = None
+    if other is None:
         yield
         return _spool_pantries(connection, engine, spool, notes, progress)
+    others_done, stopped = threading.Event(), threading.Event()
+
+    def told(*done: Any) -> None:
+        if stopped.is_set():
+            raise CancelledError
+        if others_done.is_set():  # one of both is told at a time
+            progress(*done)
+
     with contextlib.closing(other), ThreadPoolExecutor(1, "pantries") as pool:
-        # One of both is told at a time: the pantries once the block is done.
-        told: Progress = lambda *done: progress(*done) if others_done.is_set() else None  # noqa: E731
         work = pool.submit(_spool_pantries, other, engine, spool, found, told)
         try:
             yield
+            others_done.set()
+            work.result()
         except BaseException:
-            other.cancel()
+            stopped.set()  # between two queries there is nothing to cancel
+            with contextlib.suppress(psycopg2.Error):  # the server may be gone
+                other.cancel()
             raise
-        others_done.set()
-        work.result()
     notes.update(found)
 
 
