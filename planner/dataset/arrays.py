@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from planner.contracts import schema
 from planner.dataset.values import Item, Meals
+
+Reduceat = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def plans(rows: Sequence[Meals | None]) -> pa.StructArray:
@@ -29,6 +32,15 @@ def offsets_of(lists: pa.ListArray) -> pa.Int32Array:
     """Where each list begins in `lists.flatten()`, and where the last one ends; null is as long as an empty list."""
     lengths = pc.fill_null(pc.cast(pc.list_value_length(lists), pa.int32()), 0)
     return pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
+
+
+def per_list(lists: pa.ListArray, numbers: np.ndarray, reduceat: Reduceat) -> np.ndarray:
+    """What is made of the numbers of a list's elements, of which each has one; 0 where a list has none."""
+    lengths = np.diff(offsets_of(lists).to_numpy())
+    found = np.zeros(len(lists), numbers.dtype)
+    if len(numbers):
+        found[lengths > 0] = reduceat(numbers, np.concatenate([[0], np.cumsum(lengths[lengths > 0])[:-1]]))
+    return found
 
 
 def _list_of(element: pa.StructType, rows: Sequence[Sequence[tuple[Any, ...]]]) -> pa.ListArray:

@@ -1,17 +1,16 @@
-"""The quality checks of the contract, made on the finished file and not on what the build believes it wrote.
+"""The quality checks of the contract, made on the rows that were written and not on what the build believes of them.
 
-In: `training.parquet`, the window and the build's counts. Out: one `CheckResult` per check.
+In: narrow columns of the finished `training.parquet`, a `Tally` over its rows, the window and the build's counts. Out:
+one `CheckResult` per check.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from planner.contracts import schema
@@ -19,7 +18,7 @@ from planner.contracts.errors import DatasetCheckError
 from planner.dataset.config import CHECKS, DatasetConfig, Level
 from planner.dataset.keys import Window
 from planner.dataset.scan import scan
-from planner.dataset.write import NULLABLE
+from planner.dataset.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,67 @@ class BuildCounts:
     late_pantry: int
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """What a finished file tells of rows that lie apart: times in microseconds since 1970, None without rows.
+
+    `num_reversed` rows were accepted before they were generated, `num_torn` households stand in more than one split;
+    `households_by_split` counts those of each split.
+    """
+
+    num_rows: int
+    first_us: int | None
+    last_us: int | None
+    num_reversed: int
+    num_events: int
+    num_households: int
+    num_torn: int
+    households_by_split: Mapping[str, int]
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Ask the narrow columns of the file.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    with scan(training=path) as engine:
+        # Grouped before they are counted: groups are spilled where they do not fit, distinct values are not.
+        num_rows, first, last, num_reversed, num_events = engine.execute(
+            """
+            SELECT count(*), min(epoch_us(metadata."timestamp")), max(epoch_us(metadata."timestamp")),
+                   count(*) FILTER (metadata.generated_at > metadata."timestamp"),
+                   (SELECT count(*) FROM (SELECT DISTINCT metadata.event_id FROM training))
+            FROM training
+            """
+        ).fetchall()[0]
+        homes = engine.execute(
+            """
+            WITH homes AS (SELECT input.household.id, min(split) AS low, max(split) AS high FROM training GROUP BY 1)
+            SELECT low, high, count(*) FROM homes GROUP BY ALL
+            """
+        ).fetchall()
+    by_split: dict[str, int] = {}
+    for low, high, count in homes:
+        for split in {low, high}:
+            by_split[split] = by_split.get(split, 0) + count
+    num_torn = sum(count for low, high, count in homes if low != high)
+    num_households = sum(count for *_, count in homes)
+    return FileFacts(num_rows, first, last, num_reversed, num_events, num_households, num_torn, by_split)
+
+
 def run_checks(
-    path: Path, config: DatasetConfig, counts: BuildCounts, known_recipes: Collection[str]
+    path: Path, config: DatasetConfig, counts: BuildCounts, facts: FileFacts, tally: Tally
 ) -> tuple[CheckResult, ...]:
-    """Check the file, in the order of the contract."""
-    rows, excluded = pq.read_metadata(path).num_rows, sum(counts.exclusions.values())
+    """Check the rows, in the order of the contract; `facts` and `tally` are of the file."""
+    excluded = sum(counts.exclusions.values())
     share = excluded / counts.num_plans_seen if counts.num_plans_seen else 0.0
     shape = pq.read_schema(path).equals(schema.TRAINING_SCHEMA)
-    found = file_checks(path, Window.of(config), known_recipes) | {
-        "min_rows": (rows >= config.min_rows, f"{rows:,} rows, at least {config.min_rows:,} wanted"),
+    found = row_checks(facts, tally, Window.of(config)) | {
+        "min_rows": (
+            facts.num_rows >= config.min_rows,
+            f"{facts.num_rows:,} rows, at least {config.min_rows:,} wanted",
+        ),
         "previous_plan_older": _none(counts.late_previous, "previous plans not older than plan time"),
         "pantry_not_newer": _none(counts.late_pantry, "pantry snapshots newer than plan time"),
         "excluded_share": (
@@ -67,18 +118,20 @@ def run_checks(
     return tuple(CheckResult(name, found[name][0], config.level(name), found[name][1]) for name in CHECKS)
 
 
-def file_checks(path: Path, window: Window, known_recipes: Collection[str]) -> dict[str, tuple[bool, str]]:
-    """The checks that need the file alone, by name: whether it passed, and a sentence for a person."""
-    facts = _facts(path)
-    nulls, unknown = _walk(path, set(known_recipes))
-    outside = (facts["first"] or window.start_us) < window.start_us or (facts["last"] or 0) >= window.end_us
+def row_checks(facts: FileFacts, tally: Tally, window: Window) -> dict[str, tuple[bool, str]]:
+    """The checks that need the rows alone, by name: whether it passed, and a sentence for a person."""
+    first, last = facts.first_us, facts.last_us
+    outside = first is not None and last is not None and (first < window.start_us or last >= window.end_us)
+    nulls = ", ".join(f"{count:,} in {path}" for path, count in sorted(tally.nulls.items()))
     return {
-        "no_nulls": (not nulls, ", ".join(f"{n:,} in {p}" for p, n in sorted(nulls.items())) or "no null"),
+        "no_nulls": (not nulls, nulls or "no null"),
         "timestamps_in_window": (not outside, f"window {window} (exclusive)"),
-        "generated_before_accepted": _none(facts["reversed"], "rows accepted before they were generated"),
-        "one_split_per_household": _none(facts["torn_households"], "households in more than one split"),
-        "event_ids_unique": _none(facts["num_rows"] - facts["num_events"], "event ids that repeat"),
-        "recipes_known": _none(unknown, "meals of accepted plans with a recipe that is not in the catalogue"),
+        "generated_before_accepted": _none(facts.num_reversed, "rows accepted before they were generated"),
+        "one_split_per_household": _none(facts.num_torn, "households in more than one split"),
+        "event_ids_unique": _none(facts.num_rows - facts.num_events, "event ids that repeat"),
+        "recipes_known": _none(
+            tally.unknown_recipes, "meals of accepted plans with a recipe that is not in the catalogue"
+        ),
     }
 
 
@@ -102,45 +155,3 @@ def require_checks(results: Collection[CheckResult], version: str, exclusions: M
 
 def _none(count: int, what: str) -> tuple[bool, str]:
     return count == 0, f"{count:,} {what}"
-
-
-def _facts(path: Path) -> dict[str, int]:
-    with scan(rows=path) as engine:
-        row = engine.execute(
-            """
-            SELECT count(*), min(epoch_us(metadata."timestamp")), max(epoch_us(metadata."timestamp")),
-                   count(*) FILTER (metadata.generated_at > metadata."timestamp"),
-                   (SELECT count(*) FROM (SELECT DISTINCT metadata.event_id FROM rows)),
-                   (SELECT count(*) FROM (SELECT input.household.id FROM rows GROUP BY ALL
-                                          HAVING min(split) <> max(split)))
-            FROM rows
-            """
-        ).fetchall()[0]
-    names = ("num_rows", "first", "last", "reversed", "num_events", "torn_households")
-    return dict(zip(names, row, strict=True))
-
-
-def _walk(path: Path, known_recipes: set[str]) -> tuple[Counter[str], int]:
-    """Nulls by path in fields that the contract requires, and the number of meals with an unknown recipe."""
-    nulls: Counter[str] = Counter()
-    unknown = 0
-    with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=4096):
-            for field, column in zip(batch.schema, batch.columns, strict=True):
-                _count_nulls(column, field.name, nulls)
-            accepted = batch.column("target").field("accepted_plan").field("meals").flatten()
-            counts = accepted.field("recipe_id").value_counts().to_pylist()
-            unknown += sum(entry["counts"] for entry in counts if entry["values"] not in known_recipes)
-    return nulls, unknown
-
-
-def _count_nulls(values: pa.Array, path: str, nulls: Counter[str]) -> None:
-    if values.null_count:
-        if path not in NULLABLE:
-            nulls[path] += values.null_count
-        values = values.drop_null()
-    if pa.types.is_struct(values.type):
-        for index, field in enumerate(values.type):
-            _count_nulls(values.field(index), f"{path}.{field.name}", nulls)
-    elif pa.types.is_list(values.type):
-        _count_nulls(values.flatten(), f"{path}.element", nulls)

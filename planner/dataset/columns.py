@@ -63,14 +63,9 @@ class Lists:
         """Per list whether one of its structs is flagged; `flags` has a flag for each of `values`."""
         return self.per_list(flags, np.logical_or.reduceat)
 
-    def per_list(self, numbers: np.ndarray, reduceat: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    def per_list(self, numbers: np.ndarray, reduceat: arrays.Reduceat) -> np.ndarray:
         """What is made of the numbers of a list's structs, of which each of `values` has one; 0 without structs."""
-        lengths = np.diff(arrays.offsets_of(self.codes).to_numpy())
-        own = numbers[self.codes.flatten().to_numpy()]
-        found = np.zeros(len(self.codes), own.dtype)
-        if len(own):
-            found[lengths > 0] = reduceat(own, np.concatenate([[0], np.cumsum(lengths[lengths > 0])[:-1]]))
-        return found
+        return arrays.per_list(self.codes, numbers[self.codes.flatten().to_numpy()], reduceat)
 
     def without(self, mask: np.ndarray) -> Lists:
         """The same with null where the mask is true."""

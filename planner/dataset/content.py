@@ -21,7 +21,7 @@ from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import DatasetError
 from planner.dataset import versions
 from planner.dataset.card import card_html
-from planner.dataset.checks import BuildCounts, CheckResult, require_checks, run_checks
+from planner.dataset.checks import BuildCounts, CheckResult, file_facts, require_checks, run_checks
 from planner.dataset.config import DatasetConfig
 from planner.dataset.database import connect, index_warning, query_error, require_tables, unindexed_tables
 from planner.dataset.distributions import Distribution, distributions_of
@@ -32,6 +32,7 @@ from planner.dataset.reuse import Earlier, Reuse, find_earlier, reuse_of
 from planner.dataset.rows import Assembly
 from planner.dataset.sources import SourceState, source_state
 from planner.dataset.summary import Profile, profile_of, summary_text
+from planner.dataset.tally import Tally
 from planner.dataset.write import described_schema, num_leaf_fields, read_recipes, write_recipes
 
 Progress = Callable[[int, int | None, str], None]
@@ -57,6 +58,7 @@ class _Read:
     """What was counted while the rows were written."""
 
     catalogue: Catalogue
+    tally: Tally
     counts: KeyCounts
     assembly: Assembly
     exclusions: Mapping[str, int]
@@ -93,10 +95,12 @@ def write_content(
         read.assembly.late_pantry + read.counts.late_pantry,
     )
     pa.default_memory_pool().release_unused()  # what rows took, before other eyes look at the file
-    checks = run_checks(training, config, counts, read.catalogue.by_id)
+    facts = file_facts(training)
+    checks = run_checks(training, config, counts, facts, read.tally)
     require_checks(checks, config.version, read.exclusions)
-    profile = profile_of(training)
-    distributions = distributions_of(training, folder / versions.RECIPES)
+    profile = profile_of(read.tally, facts)
+    titles = {recipe.id: recipe.title for recipe in read.catalogue.by_id.values()}
+    distributions = distributions_of(read.tally, titles)
     created_at = now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for name, text in _texts(config, folder, read, profile, distributions, checks, created_at).items():
         (folder / name).write_bytes(text)
@@ -137,12 +141,12 @@ def _write_rows(
             if len(urls) > 1:
                 state = replace(state, problem="it was read from several servers")
             earlier, told = find_earlier(config, state, catalogue.by_id, cache)
+            known, tally = catalogue.by_id, Tally(recipes)
             try:
-                gathered = gather(connection, urls, config, folder, catalogue.by_id, earlier, progress)
+                gathered = gather(connection, urls, config, folder, known, earlier, tally.add, progress)
             except RowsDifferError as error:
-                told = _differ(earlier, error)
-                earlier = None
-                gathered = gather(connection, urls, config, folder, catalogue.by_id, None, progress)
+                told, earlier, tally = _differ(earlier, error), None, Tally(recipes)
+                gathered = gather(connection, urls, config, folder, known, None, tally.add, progress)
             exclusions = {**gathered.counts.exclusions, "invalid_plan": gathered.assembly.invalid_plans}
             if gathered.num_rows == 0:
                 raise _empty_window(connection, config, exclusions)
@@ -156,7 +160,16 @@ def _write_rows(
     notes = dict(gathered.assembly.notes + recipe_notes)
     notes |= {what: count for what, count in _event_notes(gathered.counts, reuse).items() if count}
     return _Read(
-        catalogue, gathered.counts, gathered.assembly, exclusions, notes, gathered.num_rows, state, reuse, warnings
+        catalogue,
+        tally,
+        gathered.counts,
+        gathered.assembly,
+        exclusions,
+        notes,
+        gathered.num_rows,
+        state,
+        reuse,
+        warnings,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import duckdb
 
 from planner.contracts.example import DatasetVersion
-from planner.dataset.distributions import Distribution, distributions_of
+from planner.dataset.distributions import Distribution, version_distributions
 from planner.dataset.scan import scan
 
 # A row's parts, in the contract's words. The event id is what rows are matched by.
@@ -88,7 +88,7 @@ def diff_versions(before: DatasetVersion, after: DatasetVersion) -> DatasetDiff:
         rows, recipes = _changes(engine, "rows", tuple(PARTS)), _changes(engine, "recipes", ("content",))
         counts = ", ".join(f"count(*) FILTER (b.{part} <> a.{part})" for part in PARTS)
         parts = engine.execute(f"SELECT {counts} FROM rows_before b JOIN rows_after a USING (id)").fetchall()[0]
-    old, new = (distributions_of(version.training_path, version.recipes_path) for version in (before, after))
+    old, new = map(version_distributions, (before, after))
     return DatasetDiff(
         rows=rows,
         changed_parts={part: count for part, count in zip(PARTS, parts, strict=True) if count},

@@ -52,6 +52,7 @@ def gather(
     folder: Path,
     known: Collection[str],
     earlier: Earlier | None,
+    counted: Callable[[pa.RecordBatch], None],
     progress: Progress,
 ) -> Gathered:
     """Write the rows.
@@ -63,6 +64,7 @@ def gather(
         folder: where the files go; what else is made there is removed.
         known: ids of the catalogue.
         earlier: a version to take unchanged rows from.
+        counted: given the rows as they are written.
         progress: told the rows so far.
 
     Raises:
@@ -74,7 +76,7 @@ def gather(
     try:
         if config.shards == 1 and len(urls) == 1:
             with engine_errors(config.shards):
-                return _whole(connection, urls[0], config, folder, work, known, earlier, progress)
+                return _whole(connection, urls[0], config, folder, work, known, earlier, counted, progress)
         if config.shards < len(urls):
             raise DatasetError(
                 f"{len(urls)} servers cannot share {config.shards} shards. Set build_dataset.shards to at least "
@@ -95,7 +97,7 @@ def gather(
         counts, assembly = _sum_counts(results), _sum_assemblies(results)
         streams: list[Iterable[pa.RecordBatch]] = [shard_rows(work, index) for index in range(config.shards)]
         numbers = shard_numbers(work, config.shards)
-        num_rows = _write(streams, numbers, counts, folder, earlier, progress)
+        num_rows = _write(streams, numbers, counts, folder, earlier, counted, progress)
         return Gathered(num_rows, counts, assembly)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -109,6 +111,7 @@ def _whole(
     work: Path,
     known: Collection[str],
     earlier: Earlier | None,
+    counted: Callable[[pa.RecordBatch], None],
     progress: Progress,
 ) -> Gathered:
     """All households at once, straight into the file."""
@@ -117,7 +120,7 @@ def _whole(
     with contextlib.closing(keys):
         beside = partial(snapshot_connection, url, _value(connection, _EXPORT))
         streams = [iter_batches(connection, beside, keys, known, assembly, progress)]
-        num_rows = _write(streams, reused_rows(keys), counts, folder, earlier, progress)
+        num_rows = _write(streams, reused_rows(keys), counts, folder, earlier, counted, progress)
     return Gathered(num_rows, counts, assembly)
 
 
@@ -127,6 +130,7 @@ def _write(
     counts: KeyCounts,
     folder: Path,
     earlier: Earlier | None,
+    counted: Callable[[pa.RecordBatch], None],
     progress: Progress,
 ) -> int:
     if earlier:
@@ -136,6 +140,7 @@ def _write(
         folder / versions.TRAINING,
         merged(streams, compare=earlier is not None),
         sources=folder / versions.SOURCES,
+        counted=counted,
         written=lambda done: progress(done, counts.num_candidates, "write rows"),
     )
 

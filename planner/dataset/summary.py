@@ -1,6 +1,6 @@
 """`dataset_summary.md` of a version: what is in it, what was left out and why, and how its checks came out.
 
-In: the finished `training.parquet` and the build's counts. Out: a profile and a Markdown text that depend on nothing
+In: what was counted over the rows and in the build. Out: a profile and a Markdown text that depend on nothing
 else (no clock), so that building again gives the same text.
 """
 
@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 from planner.contracts.split import SPLITS
-from planner.dataset.checks import CheckResult
+from planner.dataset.checks import CheckResult, FileFacts
 from planner.dataset.config import DatasetConfig
-from planner.dataset.scan import scan
+from planner.dataset.distributions import by_count
+from planner.dataset.tally import Tally
 
 _REASONS = {
     "not_generated": "never generated before the end",
@@ -45,44 +44,20 @@ class Profile:
         return len(self.policy_versions.keys() - {None})
 
 
-def profile_of(path: Path) -> Profile:
-    """Count over the file."""
-    with scan(training=path) as engine:
-        engine.execute(
-            "CREATE VIEW rows AS SELECT input.household.id AS household, input.workflow_type AS workflow_type, "
-            'input.mode AS mode, metadata.policy_version_id AS policy, epoch_us(metadata."timestamp") AS us, split '
-            "FROM training"
-        )
-        # Grouped before they are counted: groups are spilled where they do not fit, distinct values are not.
-        rows, households, first, last = engine.execute(
-            "SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT household FROM rows)), min(us), max(us) FROM rows"
-        ).fetchall()[0]
-        splits = {
-            split: (count, homes)
-            for split, count, homes in engine.execute(
-                "SELECT split, sum(n)::BIGINT, count(*) FROM (SELECT split, household, count(*) AS n FROM rows "
-                "GROUP BY ALL) GROUP BY split"
-            ).fetchall()
-        }
-
-        def counts(column: str) -> dict[Any, int]:
-            return dict(
-                engine.execute(
-                    f"SELECT {column}, count(*) AS n FROM rows GROUP BY 1 ORDER BY n DESC, 1 NULLS LAST"
-                ).fetchall()
-            )
-
-        return Profile(
-            rows,
-            households,
-            _time(first),
-            _time(last),
-            {split: splits.get(split, (0, 0))[0] for split in SPLITS},
-            {split: splits.get(split, (0, 0))[1] for split in SPLITS},
-            counts("policy"),
-            counts("workflow_type"),
-            counts("mode"),
-        )
+def profile_of(tally: Tally, facts: FileFacts) -> Profile:
+    """From what was counted over the rows; there is at least one."""
+    assert facts.first_us is not None and facts.last_us is not None
+    return Profile(
+        facts.num_rows,
+        facts.num_households,
+        _time(facts.first_us),
+        _time(facts.last_us),
+        {split: tally.counts["split"].get(split, 0) for split in SPLITS},
+        {split: facts.households_by_split.get(split, 0) for split in SPLITS},
+        by_count(tally.counts["policy version"]),
+        by_count(tally.counts["workflow type"]),
+        by_count(tally.counts["mode"]),
+    )
 
 
 def summary_text(

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from planner.contracts import schema
 from planner.contracts.errors import DatasetError
 from planner.dataset import s3, versions
-from planner.dataset.checks import file_checks
+from planner.dataset.checks import file_facts, row_checks
 from planner.dataset.keys import Window
 from planner.dataset.leaks import Checked, checked, leak_checks
+from planner.dataset.tally import tally_file
 from planner.dataset.write import described_schema
 
 
@@ -73,8 +74,8 @@ def _contract(folder: Path, manifest: Mapping[str, Any], uri: str) -> Iterator[C
             "rows", "passed" if rows == manifest["rows"] else "FINDING", f"{rows:,} rows, {manifest['rows']:,} promised"
         )
         yield checked("order", _out_of_order(training), "rows not in the order of (timestamp, event_id)")
-        known = set(pq.read_table(recipes, columns=["id"]).column("id").to_pylist())
-        for name, (passed, detail) in file_checks(training, _window(manifest), known).items():
+        found = row_checks(file_facts(training), tally_file(training, recipes), _window(manifest))
+        for name, (passed, detail) in found.items():
             yield Checked(name, "passed" if passed else "FINDING", detail)
         yield from leak_checks(training, recipes)
     except (OSError, pa.ArrowException) as error:

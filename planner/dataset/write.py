@@ -55,7 +55,12 @@ NO_HISTORY = {
 
 
 def write_training(
-    path: Path, batches: Iterable[pa.RecordBatch], *, sources: Path, written: Callable[[int], None]
+    path: Path,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    sources: Path,
+    counted: Callable[[pa.RecordBatch], None],
+    written: Callable[[int], None],
 ) -> int:
     """Write the batches in row groups of 20,000 rows, however they come, and give the number of rows.
 
@@ -63,6 +68,7 @@ def write_training(
         path: of the new file with the rows.
         batches: of `ROW_SCHEMA`, in the order of the file.
         sources: of the new file with each row's fingerprint of its sources, in the same row groups.
+        counted: given every row group, as it is written.
         written: told the number of rows so far.
     """
     num_rows, waiting = 0, ROW_SCHEMA.empty_table()
@@ -77,7 +83,9 @@ def write_training(
         def flush(group: pa.Table) -> None:
             # One chunk: pages end where chunks end, and the chunks are an accident of the batches.
             group = group.combine_chunks()
-            rows.write_table(group.drop_columns(["source"]), row_group_size=ROW_GROUP_ROWS)
+            content = group.drop_columns(["source"])
+            counted(content.to_batches()[0])
+            rows.write_table(content, row_group_size=ROW_GROUP_ROWS)
             fingerprints.write_table(group.select(["source"]), row_group_size=ROW_GROUP_ROWS)
 
         for batch in batches:

@@ -14,7 +14,7 @@ from planner.dataset import publish, versions
 from planner.dataset.__main__ import main
 from planner.dataset.build import build_dataset
 from planner.dataset.diff import diff_versions
-from planner.dataset.distributions import distributions_of
+from planner.dataset.distributions import version_distributions
 from planner.dataset.listing import list_versions
 from planner.dataset.versions import open_version
 from tests.dataset import small
@@ -174,7 +174,7 @@ def test_tightness_is_the_share_of_the_limit_that_the_plan_uses(filled: str, tmp
     small.run(filled, "INSERT INTO household_constraints VALUES ('home-1', '-infinity', 10.10, 60, NULL)")
     small.run(filled, "INSERT INTO household_constraints VALUES ('home-2', '-infinity', 10.09, 29, '{a,b}')")
     version = build_dataset(filled, small.config(tmp_path)).version
-    found = distributions_of(version.training_path, version.recipes_path)
+    found = version_distributions(version)
     budget, minutes = found["budget used"].counts, found["minutes used"].counts
     assert budget == {
         "up to 50 %": 0,
@@ -202,7 +202,7 @@ def test_money_of_the_card_is_rounded_as_the_gate_rounds_it(filled: str, tmp_pat
     small.run(filled, "INSERT INTO household_constraints VALUES ('home-1', '-infinity', 2.01, 60, NULL)")
     small.run(filled, "INSERT INTO household_constraints VALUES ('home-2', '-infinity', 1e300, 60, NULL)")
     version = build_dataset(filled, small.config(tmp_path)).version
-    found = distributions_of(version.training_path, version.recipes_path)["budget used"].counts
+    found = version_distributions(version)["budget used"].counts
     assert found["over the limit"] == 1 and found["up to 50 %"] == 1
 
 
