@@ -5,12 +5,11 @@ own. Out: a line per method and round. Each method runs in a process of its own;
 postmaster and all its children. Run: `python -m benchmarks.dataset [--plans 30000] [--rounds 2] [--methods ours copy]`.
 
 `copy` reads the same columns to a counting sink (the limit of a full read); `sql` is one statement with LATERAL joins
-through a server-side cursor, `adbc` the same statement as Arrow batches, typed by DuckDB's `from_json` (it needs the
-extra `benchmark`); `pandas` is COPY, json and merge_asof; `duckdb` is COPY, ASOF joins and `from_json` over
-the whole tables; `loop` is a query per event, extrapolated from 500; `feast` is the pantry alone, by the interpreter of
-`--feast`. None of these checks plans or hashes files, so they do less than `ours`. `earlier` builds a
-version of nine tenths of the window, and `later` the whole window with that version at hand (in this order, they are
-timed apart); `sharded` is `ours` in four shards.
+through a server-side cursor, `adbc` the same statement as Arrow batches, typed by DuckDB's `from_json`; `pandas` is
+COPY, json and merge_asof; `duckdb` is COPY, ASOF joins and `from_json` over the whole tables; `loop` is a query per
+event, extrapolated from 500; `feast` is the pantry alone, by the interpreter of `--feast`. None of these checks plans
+or hashes files, so they do less than `ours`. `earlier` builds a version of nine tenths of the window, and `later` the
+whole window with that version at hand (in this order, they are timed apart); `sharded` is `ours` in four shards.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +78,6 @@ def main() -> None:
         print(f"{'method':<8}{'wall s':>8}{'client CPU s':>14}{'server CPU s':>14}{'peak MB':>9}  rows")
         for _ in range(options.rounds):
             for name in options.methods:
-                if name == "adbc" and find_spec("adbc_driver_postgresql") is None:
-                    print("adbc     is left out: pip install '.[benchmark]'")
-                    continue
                 if name == "feast" and FEAST_PYTHON not in os.environ:
                     print("feast    is left out: no --feast")
                     continue

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "recipe": set(ROOMS) - {"recipe"},
 }
 TEXT_FILES = {".py", ".md", ".yaml", ".ipynb", ".sql", ".j2"}
-OWNERS = {"psycopg2": {"dataset", "promotion"}, "peft": {"training", "decoding"}}
+OWNERS = {"psycopg2": {"dataset", "promotion"}, "adbc_driver_postgresql": {"dataset"}, "peft": {"training", "decoding"}}
 
 
 def imported(path: Path) -> set[str]:

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from planner.contracts import schema
 from planner.contracts.errors import DatasetCheckError
 from planner.dataset.config import CHECKS, DatasetConfig, Level
-from planner.dataset.keys import Window
+from planner.dataset.counts import Counts
 from planner.dataset.scan import scan
 from planner.dataset.tally import Tally
+from planner.dataset.window import Window
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,6 @@ class CheckResult:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as in `checks.json`."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class BuildCounts:
-    """What only the build can know: `late_*` count joins that saw the future."""
-
-    num_plans_seen: int
-    exclusions: Mapping[str, int]
-    late_previous: int
-    late_pantry: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +86,7 @@ def file_facts(path: Path) -> FileFacts:
 
 
 def run_checks(
-    path: Path, config: DatasetConfig, counts: BuildCounts, facts: FileFacts, tally: Tally
+    path: Path, config: DatasetConfig, counts: Counts, facts: FileFacts, tally: Tally
 ) -> tuple[CheckResult, ...]:
     """Check the rows, in the order of the contract; `facts` and `tally` are of the file."""
     excluded = sum(counts.exclusions.values())

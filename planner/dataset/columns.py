@@ -1,15 +1,13 @@
 """Whole columns of jsonb texts as Arrow values: the usual form by its distinct objects, the rest by `values.py`.
 
-In: texts of jsonb values as PostgreSQL prints them. Out: the plans and pantries of the contract, equal to those of
-`values.py`, value by value. PostgreSQL prints jsonb in one way (members by length, then name; one space behind `:` and
-`,`; no exponents), so a pattern tells the usual form for certain. The same meals and items come again and again: a
-text is cut between its objects, and each distinct one is read once (100,000 pantries of 20 items: 0.4 CPU s for 1.8).
-Members that the contract does not know are passed over, where they are flat.
+In: texts of jsonb values as PostgreSQL prints them. Out: the items and edits of the contract, equal to those of
+`values.py`, value by value (`meals.py` has the plans). Members that the contract does not know are passed over, where
+they are flat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +16,16 @@ import pyarrow.compute as pc
 import pyarrow.json as pajson
 
 from planner.contracts import schema
-from planner.contracts.plan import DAY_INDEX, WEEKDAYS
+from planner.contracts.plan import WEEKDAYS
 from planner.dataset import arrays, values
-from planner.dataset.joins import EDIT_KINDS
+from planner.dataset.pieces import Objects, in_place
+from planner.dataset.queries import EDIT, EDIT_KINDS
 from planner.dataset.values import Notes
 
 _TEXT = r'"(?:[^"\\]|\\["\\bfnrt]|\\u00[01][0-9a-f])*"'
 # Up to 15 digits each: exact as whole numbers, and rounded to the same double by every correct reader.
 _NUMBER = r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?"
+_WHOLE = r"-?\d{1,9}"
 _SCALAR = rf"(?:{_TEXT}|-?\d+(?:\.\d+)?|true|false|null)"
 _FLAT = rf"(?:{_SCALAR}|\[(?:{_SCALAR}(?:, {_SCALAR})*)?\])"
 
@@ -36,13 +36,30 @@ def _others(names: str) -> tuple[str, str]:
     return rf"(?:{other}, )*", rf"(?:, {other})*"
 
 
-# What stands between the braces of one object; `_BETWEEN` stands between two. A name that the contract knows must not
+# What stands between the braces of one object (`pieces.py`). A name that the contract knows must not
 # pass for another one, so the others have other lengths or begin with other letters.
 _ON, _O = _others(r'[^"\\]{0,3}|[^nu"\\][^"\\]{3}|[^"\\]{5,7}|[^q"\\][^"\\]{7}|[^"\\]{9,}')
 _ITEM = rf'{_ON}"name": {_TEXT}{_O}(?:, "unit": (?:null|{_TEXT}))?{_O}(?:, "quantity": (?:null|{_NUMBER}))?{_O}'
 _ON, _O = _others(r'[^"\\]{0,2}|[^d"\\][^"\\]{2}|[^"\\]{4,7}|[^s"\\][^"\\]{7}|[^r"\\][^"\\]{8}|[^"\\]{10,}')
-_MEAL = rf'{_ON}"day": "(?:{"|".join(WEEKDAYS)})"{_O}, "servings": [1-9]\d{{0,8}}{_O}, "recipe_id": {_TEXT}{_O}'
-_BETWEEN = "}, {"
+MEAL_PATTERN = rf'{_ON}"day": "(?:{"|".join(WEEKDAYS)})"{_O}, "servings": [1-9]\d{{0,8}}{_O}, "recipe_id": {_TEXT}{_O}'
+_, _O = _others(
+    r'[^"\\]{0,1}|[^t"\\][^"\\]|[^d"\\][^"\\]{2}|[^f"\\][^"\\]{3}|[^"\\]{5,7}|[^s"\\][^"\\]{7}|'
+    r'[^r"\\][^"\\]{8}|[^"\\]{10,}'
+)
+# An edit's payload, with a comma in front of each of its members, the first one too.
+_EDIT = _O + "".join(
+    rf'(?:, "{name}": (?:null|{value}))?{_O}'
+    for name, value in (
+        ("to", _TEXT),
+        ("day", _TEXT),
+        ("from", _TEXT),
+        ("servings", r"-?\d{1,9}"),
+        ("recipe_id", _TEXT),
+    )
+)
+_EDIT_MEMBERS = pa.struct(
+    [*((name, pa.string()) for name in ("to", "day", "from", "recipe_id")), ("servings", pa.int32())]
+)
 
 
 @dataclass(frozen=True)
@@ -59,90 +76,72 @@ class Lists:
         flat = self.values.take(codes.flatten())
         return pa.ListArray.from_arrays(arrays.offsets_of(codes), flat, mask=mask)
 
-    def any_of(self, flags: np.ndarray) -> np.ndarray:
-        """Per list whether one of its structs is flagged; `flags` has a flag for each of `values`."""
-        return self.per_list(flags, np.logical_or.reduceat)
 
-    def per_list(self, numbers: np.ndarray, reduceat: arrays.Reduceat) -> np.ndarray:
-        """What is made of the numbers of a list's structs, of which each of `values` has one; 0 without structs."""
-        return arrays.per_list(self.codes, numbers[self.codes.flatten().to_numpy()], reduceat)
-
-    def without(self, mask: np.ndarray) -> Lists:
-        """The same with null where the mask is true."""
-        if not mask.any():
-            return self
-        return Lists(pc.if_else(pa.array(mask), None, self.codes), self.values)
+def item_objects() -> Objects:
+    """The items that a build reads."""
+    return Objects(_items)
 
 
-def plan_column(texts: pa.StringArray) -> Lists:
-    """The meals of the plans in their order; null where a plan breaks the contract.
-
-    Args:
-        texts: the plans' members `meals` as jsonb prints them; null where there is none. Recipes may be any.
-    """
-
-    def other(chosen: Sequence[str | None]) -> pa.ListArray:
-        plans = arrays.plans([values.plan_meals(text) for text in chosen])
-        return pc.if_else(plans.is_valid(), plans.field("meals"), None)
-
-    found = _by_form(texts, _MEAL, schema.MEAL, other)
-    return found.without(_day_twice(found))
-
-
-def unknown_recipes(meals: Lists, known: pa.StringArray) -> np.ndarray:
-    """Per plan whether it names a recipe that is not among the known."""
-    return meals.any_of(~pc.is_in(meals.values.field("recipe_id"), known).to_numpy(zero_copy_only=False))
-
-
-def plan_structs(meals: pa.ListArray) -> pa.StructArray:
-    """Plans of the contract from lists of meals, null where a list is."""
-    return pa.StructArray.from_arrays([meals], fields=list(schema.PLAN), mask=meals.is_null())
-
-
-def item_column(texts: pa.StringArray, notes: Notes) -> Lists:
+def item_column(texts: pa.StringArray, objects: Objects, notes: Notes) -> Lists:
     """The items of the texts in their order, empty where a text is no list; what did not fit is counted in `notes`."""
+    found = objects.find(pc.fill_null(texts, ""))
+    lists = pa.ListArray.from_arrays(pa.array(found.starts), pa.array(found.codes))
+    if found.usual.all():
+        return Lists(lists, found.values)
+    odd = texts.filter(pa.array(~found.usual)).to_pylist()
+    rest = arrays.items([values.pantry_items(text, notes) for text in odd])
+    numbers = np.arange(len(found.values), len(found.values) + len(rest.flatten()), dtype=np.int32)
+    more = pa.ListArray.from_arrays(arrays.offsets_of(rest), pa.array(numbers))
+    return Lists(in_place(found.usual, lists, more), pa.concat_arrays([found.values, rest.flatten()]))
 
-    def other(chosen: Sequence[str | None]) -> pa.ListArray:
-        return arrays.items([values.pantry_items(text, notes) for text in chosen])
 
-    return _by_form(texts, _ITEM, schema.ITEM, other)
+def _items(insides: pa.StringArray) -> pa.StructArray:
+    usual = pc.match_substring_regex(insides, f"^(?:{_ITEM})$")
+    items = parsed(pc.if_else(usual, insides, None), schema.ITEM)
+    mask = pc.invert(usual) if len(usual) else None
+    return pa.StructArray.from_arrays(items.flatten(), fields=list(schema.ITEM), mask=mask)
 
 
-def edit_column(
-    events: pa.StringArray,
-    day: pa.StringArray,
-    before: pa.StringArray,
-    after: pa.StringArray,
-    recipe_id: pa.StringArray,
-    servings: pa.StringArray,
-    *,
-    notes: Notes,
-) -> pa.StructArray:
-    """Edits of the contract from the events' members; what an edit must have and lacks is null and counted.
+def edit_column(kinds: pa.Int16Array, payloads: pa.StringArray, notes: Notes) -> pa.StructArray:
+    """Edits of the contract from the events' payloads; what an edit must have and lacks is null and counted.
 
     Args:
-        events: their types.
-        day: the member where it is a text, else null; so are `before` (from), `after` (to) and `recipe_id`.
-        servings: the member as jsonb prints it.
+        kinds: numbers of the edits' kinds, as `queries.py` gives them.
+        payloads: as jsonb prints them.
         notes: where a member that is absent or malformed is counted.
     """
-    whole = pc.match_substring_regex(servings, r"^-?\d{1,9}$")
-    numbers = pc.if_else(whole, servings, None).cast(pa.int32())
-    odd = pc.and_(pc.invert(pc.fill_null(whole, True)), servings.is_valid())
-    if pc.any(odd).as_py():
-        read = [values.edit_servings(text) for text in servings.filter(odd).to_pylist()]
-        numbers = pc.replace_with_mask(numbers, odd, pa.array(read, pa.int32()))
-    given = {"day": day, "from": before, "to": after, "recipe_id": recipe_id, "servings": numbers}
-    types = pa.array(list(EDIT_KINDS), pa.string())
-    kinds = pa.array(list(EDIT_KINDS.values()), pa.string()).take(pc.index_in(events, types))
-    members = [kinds]
+    coded = payloads.dictionary_encode(null_encoding="encode")
+    inside = pc.binary_slice(coded.dictionary.cast(pa.binary()), 1, -1).cast(pa.string())
+    members = pc.binary_join_element_wise(pa.scalar(""), inside, pa.scalar(", "))
+    is_object = pc.starts_with(coded.dictionary, "{")
+    usual = pc.fill_null(pc.and_(is_object, pc.match_substring_regex(members, f"^(?:{_EDIT})$")), False)
+    given = parsed(pc.if_else(usual, inside, None), _EDIT_MEMBERS)
+    odd = np.flatnonzero(~usual.to_numpy(zero_copy_only=False))
+    if len(odd):
+        place = np.arange(len(given))
+        place[odd] = len(given) + np.arange(len(odd))
+        read = [values.edit_members(text) for text in coded.dictionary.take(pa.array(odd)).to_pylist()]
+        given = pa.concat_arrays([given, pa.array(read, _EDIT_MEMBERS)]).take(pa.array(place))
+    given = given.take(coded.indices)
+    names = pa.array(list(EDIT_KINDS.values()), pa.string()).take(pc.subtract(kinds, pa.scalar(EDIT, pa.int16())))
+    columns = [names]
     for name in ("day", "from", "to", "recipe_id", "servings"):
-        has = pc.is_in(kinds, pa.array([kind for kind, names in values.EDIT_MEMBERS.items() if name in names]))
-        members.append(pc.if_else(has, given[name], None))
-        missing = pc.sum(pc.and_(has, given[name].is_null())).as_py()
+        has = pc.is_in(names, pa.array([kind for kind, wanted in values.EDIT_MEMBERS.items() if name in wanted]))
+        columns.append(pc.if_else(has, given.field(name), None))
+        missing = pc.sum(pc.and_(has, given.field(name).is_null())).as_py()
         if missing:
             notes["edit values that are missing or malformed (null)"] += missing
-    return pa.StructArray.from_arrays(members, fields=list(schema.EDIT))
+    return pa.StructArray.from_arrays(columns, fields=list(schema.EDIT))
+
+
+def text_column(texts: pa.StringArray) -> pa.StringArray:
+    """The texts that jsonb texts stand for; each is one."""
+    found = pc.binary_slice(texts.cast(pa.binary()), 1, -1).cast(pa.string())
+    escaped = pc.match_substring(texts, "\\")
+    if pc.any(escaped).as_py():
+        read = [json.loads(text) for text in texts.filter(escaped).to_pylist()]
+        found = pc.replace_with_mask(found, escaped, pa.array(read, pa.string()))
+    return found
 
 
 def column_of(column: pa.ChunkedArray) -> pa.Array:
@@ -150,51 +149,14 @@ def column_of(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def _by_form(
-    texts: pa.StringArray,
-    pattern: str,
-    kind: pa.StructType,
-    other: Callable[[Sequence[str | None]], pa.ListArray],
-) -> Lists:
-    """Read the texts of the usual form by their distinct objects, the others one by one, and put them back in order.
-
-    A text of the usual form is a list of objects that each match the pattern. What stands between two objects cannot
-    stand within a text of one: the first object matches up to it, so it is outside of texts, and so on behind it.
-    """
-    is_usual = pc.fill_null(pc.and_(pc.starts_with(texts, "[{"), pc.ends_with(texts, "}]")), False)
-    bodies = pc.binary_slice(texts.filter(is_usual).cast(pa.binary()), 2, -2)
-    pieces = pc.split_pattern(bodies.cast(pa.string()), _BETWEEN)
-    coded = pieces.flatten().dictionary_encode()
-    codes = pa.ListArray.from_arrays(arrays.offsets_of(pieces), coded.indices)
-    usual = is_usual.to_numpy(zero_copy_only=False).copy()
-    matches = pc.match_substring_regex(coded.dictionary, f"^(?:{pattern})$").to_numpy(zero_copy_only=False)
-    found = Lists(codes, _parsed(pc.if_else(pa.array(matches), coded.dictionary, None), kind))
-    if not matches.all():
-        odd = found.any_of(~matches)
-        codes, usual[usual] = codes.filter(pa.array(~odd)), ~odd
-    if usual.all():
-        return found
-    rest = other(texts.filter(pa.array(~usual)).to_pylist())
-    more = pa.ListArray.from_arrays(
-        arrays.offsets_of(rest),
-        pa.array(np.arange(len(found.values), len(found.values) + len(rest.flatten())), pa.int32()),
-        mask=rest.is_null() if rest.null_count else None,
-    )
-    place = np.empty(len(texts), np.int64)
-    place[np.concatenate([np.flatnonzero(usual), np.flatnonzero(~usual)])] = np.arange(len(texts))
-    return Lists(
-        pa.concat_arrays([codes, more]).take(pa.array(place)), pa.concat_arrays([found.values, rest.flatten()])
-    )
-
-
-def _parsed(pieces: pa.StringArray, kind: pa.StructType) -> pa.StructArray:
+def parsed(pieces: pa.StringArray, kind: pa.StructType) -> pa.StructArray:
     """The objects whose insides the pieces are; null gives an object of nulls."""
     if not len(pieces):
         return pa.array([], kind)
     lines = pc.binary_join_element_wise(
         pa.scalar('{"v": {'), pc.fill_null(pieces, ""), pa.scalar("}}\n"), pa.scalar("")
     )
-    content = _bytes_of(lines)
+    content = lines.buffers()[2]
     table = pajson.read_json(
         pa.BufferReader(content),
         read_options=pajson.ReadOptions(use_threads=False, block_size=content.size + 1),
@@ -203,17 +165,3 @@ def _parsed(pieces: pa.StringArray, kind: pa.StructType) -> pa.StructArray:
         ),
     )
     return column_of(table.column("v"))
-
-
-def _bytes_of(texts: pa.StringArray) -> pa.Buffer:
-    """The texts one behind the other: what the array's own buffer holds."""
-    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    return texts.buffers()[2].slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-
-
-def _day_twice(meals: Lists) -> np.ndarray:
-    """Per plan whether it names a day twice; where there is no plan, it does not."""
-    order = pc.index_in(meals.values.field("day"), pa.array(list(DAY_INDEX)))
-    days = np.left_shift(1, pc.fill_null(order, 0).to_numpy().astype(np.int64))
-    twice: np.ndarray = meals.per_list(days, np.add.reduceat) != meals.per_list(days, np.bitwise_or.reduceat)
-    return twice

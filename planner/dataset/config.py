@@ -55,7 +55,7 @@ class DatasetConfig(BaseModel):
     reuse: str | None = None
     """Earlier version to take unchanged rows from: its name, `latest` for the newest whole one; null: none."""
     shards: int = Field(default=1, ge=1, le=4096, strict=True)
-    """Parts by hash of the household, each with its own keys; each scans the event table, so a few per process do."""
+    """Parts by hash of the household, each with its own sessions; each scans the event table: a few per process do."""
     processes: int = Field(default=1, ge=1, le=256, strict=True)
     """Local processes that build the shards; each needs about 400 MB and a core."""
     spark: str | None = None

@@ -21,15 +21,14 @@ from planner.contracts.catalogue import Catalogue
 from planner.contracts.errors import DatasetError
 from planner.dataset import versions
 from planner.dataset.card import card_html
-from planner.dataset.checks import BuildCounts, CheckResult, file_facts, require_checks, run_checks
+from planner.dataset.checks import CheckResult, file_facts, require_checks, run_checks
 from planner.dataset.config import DatasetConfig
+from planner.dataset.counts import Counts
 from planner.dataset.database import connect, index_warning, query_error, require_tables, unindexed_tables
 from planner.dataset.distributions import Distribution, distributions_of
 from planner.dataset.gather import gather
-from planner.dataset.keys import KeyCounts, event_range
 from planner.dataset.merge import RowsDifferError
 from planner.dataset.reuse import Earlier, Reuse, find_earlier, reuse_of
-from planner.dataset.rows import Assembly
 from planner.dataset.sources import SourceState, source_state
 from planner.dataset.summary import Profile, profile_of, summary_text
 from planner.dataset.tally import Tally
@@ -59,11 +58,8 @@ class _Read:
 
     catalogue: Catalogue
     tally: Tally
-    counts: KeyCounts
-    assembly: Assembly
-    exclusions: Mapping[str, int]
+    counts: Counts
     notes: Mapping[str, int]
-    num_rows: int
     state: SourceState
     reuse: Reuse
     warnings: tuple[str, ...]
@@ -86,18 +82,12 @@ def write_content(
     """
     progress(0, None, "read the database")
     read = _write_rows(urls, config, folder, progress, at_boundary, cache)
-    progress(read.num_rows, read.num_rows, "check")
+    progress(read.counts.num_rows, read.counts.num_rows, "check")
     training = folder / versions.TRAINING
-    counts = BuildCounts(
-        read.counts.num_plans_seen,
-        read.exclusions,
-        read.assembly.late_previous + read.counts.late_previous,
-        read.assembly.late_pantry + read.counts.late_pantry,
-    )
     pa.default_memory_pool().release_unused()  # what rows took, before other eyes look at the file
     facts = file_facts(training)
-    checks = run_checks(training, config, counts, facts, read.tally)
-    require_checks(checks, config.version, read.exclusions)
+    checks = run_checks(training, config, read.counts, facts, read.tally)
+    require_checks(checks, config.version, read.counts.exclusions)
     profile = profile_of(read.tally, facts)
     titles = {recipe.id: recipe.title for recipe in read.catalogue.by_id.values()}
     distributions = distributions_of(read.tally, titles)
@@ -108,18 +98,18 @@ def write_content(
     manifest = versions.make_manifest(
         folder,
         version=config.version,
-        rows=read.num_rows,
+        rows=read.counts.num_rows,
         created_at=created_at,
         parameters=config.parameters,
         num_plans_seen=read.counts.num_plans_seen,
-        exclusions=read.exclusions,
+        exclusions=read.counts.exclusions,
         source={
             **read.state.to_dict(),
             "reused": {"version": read.reuse.version, "digest": read.reuse.digest, "rows": read.reuse.num_rows},
         },
     )
     seen = read.counts.num_plans_seen
-    return Content(profile, seen, read.exclusions, checks, read.notes, manifest, read.reuse, read.warnings)
+    return Content(profile, seen, read.counts.exclusions, checks, read.notes, manifest, read.reuse, read.warnings)
 
 
 def _write_rows(
@@ -143,34 +133,22 @@ def _write_rows(
             earlier, told = find_earlier(config, state, catalogue.by_id, cache)
             known, tally = catalogue.by_id, Tally(recipes)
             try:
-                gathered = gather(connection, urls, config, folder, known, earlier, tally.add, progress)
+                counts = gather(connection, urls, config, folder, known, earlier, tally.add, progress)
             except RowsDifferError as error:
                 told, earlier, tally = _differ(earlier, error), None, Tally(recipes)
-                gathered = gather(connection, urls, config, folder, known, None, tally.add, progress)
-            exclusions = {**gathered.counts.exclusions, "invalid_plan": gathered.assembly.invalid_plans}
-            if gathered.num_rows == 0:
-                raise _empty_window(connection, config, exclusions)
+                counts = gather(connection, urls, config, folder, known, None, tally.add, progress)
+            if counts.num_rows == 0:
+                raise _empty_window(connection, config, counts.exclusions)
         except psycopg2.Error as error:
             raise query_error(error, "building the dataset") from None
     at_boundary(versions.TRAINING)
     at_boundary(versions.SOURCES)
     write_recipes(folder / versions.RECIPES, recipes)
     at_boundary(versions.RECIPES)
-    reuse = reuse_of(earlier, gathered.counts, told)
-    notes = dict(gathered.assembly.notes + recipe_notes)
-    notes |= {what: count for what, count in _event_notes(gathered.counts, reuse).items() if count}
-    return _Read(
-        catalogue,
-        tally,
-        gathered.counts,
-        gathered.assembly,
-        exclusions,
-        notes,
-        gathered.num_rows,
-        state,
-        reuse,
-        warnings,
-    )
+    reuse = reuse_of(earlier, counts, told)
+    notes = dict(counts.notes + recipe_notes)
+    notes |= {what: count for what, count in _event_notes(counts, reuse).items() if count}
+    return _Read(catalogue, tally, counts, notes, state, reuse, warnings)
 
 
 def _differ(earlier: Earlier | None, error: RowsDifferError) -> str:
@@ -197,7 +175,7 @@ def _texts(
         profile,
         size=training.stat().st_size,
         num_fields=num_leaf_fields(),
-        exclusions=read.exclusions,
+        exclusions=read.counts.exclusions,
         num_plans_seen=read.counts.num_plans_seen,
         checks=checks,
         notes=read.notes,
@@ -206,7 +184,7 @@ def _texts(
         config,
         profile,
         distributions,
-        exclusions=read.exclusions,
+        exclusions=read.counts.exclusions,
         num_plans_seen=read.counts.num_plans_seen,
         checks=checks,
     )
@@ -225,7 +203,7 @@ def _texts(
 
 
 def _empty_window(connection: Connection, config: DatasetConfig, exclusions: Mapping[str, int]) -> DatasetError:
-    first, last = event_range(connection)
+    first, last = _event_range(connection)
     window = f"from {config.start_date} to {config.end_date} (exclusive, UTC)"
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in exclusions.items() if count)
     if first is None or last is None:
@@ -237,7 +215,7 @@ def _empty_window(connection: Connection, config: DatasetConfig, exclusions: Map
     return DatasetError(f"There is no row {window}. {there}", start=config.start_date, end=config.end_date)
 
 
-def _event_notes(counts: KeyCounts, reuse: Reuse) -> dict[str, int]:
+def _event_notes(counts: Counts, reuse: Reuse) -> dict[str, int]:
     return {
         "events of the window whose payload has no text `plan_id` (no plan: left out)": counts.events_without_plan_id,
         "events dated before the year 1 or at minus infinity (left out)": counts.events_without_time,
@@ -245,3 +223,14 @@ def _event_notes(counts: KeyCounts, reuse: Reuse) -> dict[str, int]:
             reuse.num_rows
         ),
     }
+
+
+def _event_range(connection: Connection) -> tuple[datetime | None, datetime | None]:
+    """Times of the first and the last acceptance of any household plan."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            'SELECT min("timestamp"), max("timestamp") FROM exp.events WHERE unit_type = \'household\' '
+            "AND event_type = 'plan_accepted' AND \"timestamp\" >= '0001-01-01' AND \"timestamp\" < '9999-12-31'"
+        )
+        row = cursor.fetchone()
+    return row if row is not None else (None, None)

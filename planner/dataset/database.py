@@ -20,6 +20,14 @@ CONNECT_TIMEOUT_S = 15
 _SCHEMA = Path(__file__).with_name("schema.sql")
 _ADVICE = "Check PLANNER_DATABASE_URL and that the server runs."
 
+# Of every session. While others read its snapshot, the connection that holds it is idle.
+SETTINGS = (
+    "SET TimeZone = 'UTC'",
+    "SET DateStyle = 'ISO, YMD'",
+    "SET extra_float_digits = 1",
+    "SET idle_in_transaction_session_timeout = 0",
+)
+
 _TEXT = ("text", "character varying", "character", "citext")
 _WHOLE = ("integer", "smallint", "bigint")
 _TEXTS = ("text[]", "character varying[]")
@@ -56,48 +64,30 @@ def connect(url: str, *, read_only: bool = False) -> Connection:
     Raises:
         DatabaseError: no such server or database, or it does not let us in; never shows the password.
     """
-    parts = _parts(url)
-    fixed = {"client_encoding": "UTF8", "application_name": parts.get("application_name") or "planner"}
-    parts.setdefault("connect_timeout", str(CONNECT_TIMEOUT_S))
+    parts = connection_parts(url)
+    options: dict[str, Any] = {**parts}
     try:
-        options: dict[str, Any] = {**parts, **fixed}
         connection: Connection = psycopg2.connect(**options)
         with connection.cursor() as cursor:
-            # While shards read, the connection that holds their snapshot is idle.
-            cursor.execute(
-                "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET extra_float_digits = 1; "
-                "SET idle_in_transaction_session_timeout = 0"
-            )
+            cursor.execute("; ".join(SETTINGS))
         connection.commit()
         if read_only:
             connection.set_session(readonly=True)
     except psycopg2.Error as error:
-        raise _connect_error(url, parts, error) from None
+        raise connect_error(url, str(error) or type(error).__name__) from None
     return connection
 
 
-def snapshot_connection(url: str, snapshot: str) -> Connection:
-    """A connection that sees what the exporter of the snapshot sees.
+def connection_parts(url: str) -> dict[str, str]:
+    """What libpq is told of a server, by its own names.
 
     Raises:
-        DatabaseError: no connection, or the snapshot is gone.
+        DatabaseError: the URL cannot be read; never shows the password.
     """
-    connection = connect(url, read_only=True)
-    try:
-        connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-        with connection.cursor() as cursor:
-            cursor.execute("SET TRANSACTION SNAPSHOT %s", (snapshot,))
-    except psycopg2.errors.UndefinedObject:
-        connection.close()
-        raise DatabaseError(
-            "The snapshot that the shards share is gone: the server ended the connection that holds it, as a standby "
-            "does where replaying is in the way (max_standby_streaming_delay, hot_standby_feedback). Nothing was "
-            "published; run it again."
-        ) from None
-    except psycopg2.Error as error:
-        connection.close()
-        raise query_error(error, "taking the shared snapshot") from None
-    return connection
+    parts = _parts(url)
+    parts.setdefault("connect_timeout", str(CONNECT_TIMEOUT_S))
+    parts.setdefault("application_name", "planner")
+    return {**parts, "client_encoding": "UTF8"}
 
 
 def create_schema(connection: Connection) -> None:
@@ -171,13 +161,16 @@ def index_warning(table: str) -> str:
 
 def query_error(error: psycopg2.Error, what: str) -> DatabaseError:
     """One line for an error of the server while `what` was done."""
-    code = error.pgcode or ""
-    detail = " ".join(str(error).split("\n")[0].split())
+    return server_error(error.pgcode or "", " ".join(str(error).split("\n")[0].split()), what)
+
+
+def server_error(code: str, detail: str, what: str) -> DatabaseError:
+    """One line for what the server said; without a code (SQLSTATE) the connection is gone."""
     if code == "42501":
         return DatabaseError(f"No permission while {what}: {detail}. Grant SELECT to the user of PLANNER_DATABASE_URL.")
     if code == "57014":
         return DatabaseError(f"The server's statement_timeout ended {what}: {detail}. Raise it for this user.")
-    if code[:2] in ("08", "57") or code == _CONFLICT or not code:
+    if code[:2] in ("08", "57") or code == CONFLICT or not code:
         return DatabaseError(
             f"The database went away while {what}: {detail}. Nothing was published; run it again. A standby that ends "
             "long queries needs hot_standby_feedback or a larger max_standby_streaming_delay."
@@ -185,9 +178,30 @@ def query_error(error: psycopg2.Error, what: str) -> DatabaseError:
     return DatabaseError(f"The database refused {what} ({code}): {detail}.")
 
 
-_CONFLICT = "40001"  # what a standby's replaying does to a read-only query that is in its way
+def connect_error(url: str, told: str) -> DatabaseError:
+    """One line for a connection that could not be made; `told` is what libpq says."""
+    text = " ".join(told.split())
+    parts = _read(url) or {}
+    secret = parts.get("password")
+    text = text.replace(secret, "***") if secret else text
+    where = masked(url)
+    if "password authentication failed" in text or "no password supplied" in text:
+        return DatabaseError(
+            f"The database {where} refused the user or password. Correct the password in PLANNER_DATABASE_URL or in "
+            "~/.pgpass.",
+            url=where,
+        )
+    if "does not exist" in text and "database" in text:
+        return DatabaseError(
+            f"There is no database {parts.get('dbname', '')!r} at {where}. Create it, or correct PLANNER_DATABASE_URL.",
+            url=where,
+        )
+    return DatabaseError(f"No connection to the database {where}: {text[:300]}. {_ADVICE}", url=where)
+
+
+CONFLICT = "40001"  # what a standby's replaying does to a read-only query that is in its way
 # Tables that are read by id, with its type.
-_BY_ID = {"exp.events": "uuid", "public.pantry_snapshots": "bigint"}
+_BY_ID = {"public.pantry_snapshots": "bigint"}
 
 
 def _parts(url: str) -> dict[str, str]:
@@ -217,25 +231,6 @@ def _read(url: str) -> dict[str, str] | None:
     ports = parts.get("port", "").replace(",", "")
     misread = (ports and not ports.isdigit()) or "@" in parts.get("host", "")[1:] or "@" in parts.get("dbname", "")
     return None if misread else parts
-
-
-def _connect_error(url: str, parts: Mapping[str, str], error: psycopg2.Error) -> DatabaseError:
-    text = " ".join(str(error).split()) or type(error).__name__
-    secret = parts.get("password")
-    text = text.replace(secret, "***") if secret else text
-    where = masked(url)
-    if "password authentication failed" in text or "no password supplied" in text:
-        return DatabaseError(
-            f"The database {where} refused the user or password. Correct the password in PLANNER_DATABASE_URL or in "
-            "~/.pgpass.",
-            url=where,
-        )
-    if "does not exist" in text and "database" in text:
-        return DatabaseError(
-            f"There is no database {parts.get('dbname', '')!r} at {where}. Create it, or correct PLANNER_DATABASE_URL.",
-            url=where,
-        )
-    return DatabaseError(f"No connection to the database {where}: {text[:300]}. {_ADVICE}", url=where)
 
 
 def _columns(connection: Connection) -> dict[str, dict[str, tuple[str, bool]]]:

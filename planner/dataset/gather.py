@@ -10,8 +10,6 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +21,19 @@ from psycopg2.extensions import connection as Connection
 from planner.contracts.errors import DatabaseError, DatasetError
 from planner.dataset import versions
 from planner.dataset.config import DatasetConfig
-from planner.dataset.database import connect, masked, query_error, require_tables, snapshot_connection
-from planner.dataset.joins import REASONS, Shard, hash_sql
-from planner.dataset.keys import KeyCounts, Window, engine_errors, load_keys, reused_rows
+from planner.dataset.counts import Counts
+from planner.dataset.database import connect, masked, query_error, require_tables
+from planner.dataset.earlier import EarlierRows
 from planner.dataset.merge import merged, taken_rows
+from planner.dataset.queries import Shard, hash_sql
 from planner.dataset.reuse import Earlier
-from planner.dataset.rows import Assembly, iter_batches
-from planner.dataset.shards import ShardResult, ShardTask, run_shards, shard_numbers, shard_rows
+from planner.dataset.rows import Source, built_rows
+from planner.dataset.shards import ShardResult, run_shards, shard_numbers, shard_rows
+from planner.dataset.window import Window
 from planner.dataset.write import write_training
 
 Progress = Callable[[int, int | None, str], None]
 REPLAY_TIMEOUT_S = 60
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """Counts over all shards."""
-
-    num_rows: int
-    counts: KeyCounts
-    assembly: Assembly
 
 
 def gather(
@@ -54,8 +45,8 @@ def gather(
     earlier: Earlier | None,
     counted: Callable[[pa.RecordBatch], None],
     progress: Progress,
-) -> Gathered:
-    """Write the rows.
+) -> Counts:
+    """Write the rows, and give what was counted.
 
     Args:
         connection: to the first server, in the snapshot of the build.
@@ -75,8 +66,12 @@ def gather(
     work.mkdir()
     try:
         if config.shards == 1 and len(urls) == 1:
-            with engine_errors(config.shards):
-                return _whole(connection, urls[0], config, folder, work, known, earlier, counted, progress)
+            source = Source(
+                urls[0], _value(connection, _EXPORT), Window.of(config), Shard(), tuple(known), _rows_of(earlier)
+            )
+            with built_rows(source, work, progress) as built:
+                _write([built.batches()], built.reused, built.counts, folder, earlier, counted, progress)
+                return built.counts
         if config.shards < len(urls):
             raise DatasetError(
                 f"{len(urls)} servers cannot share {config.shards} shards. Set build_dataset.shards to at least "
@@ -84,68 +79,51 @@ def gather(
             )
         with _snapshots(connection, urls) as snapshots:
             tasks = [
-                ShardTask(
+                Source(
                     *snapshots[index % len(snapshots)],
                     Window.of(config),
                     Shard(index, config.shards),
                     tuple(known),
-                    earlier.rows if earlier else None,
+                    _rows_of(earlier),
                 )
                 for index in range(config.shards)
             ]
             results = _run(tasks, work, config, progress)
-        counts, assembly = _sum_counts(results), _sum_assemblies(results)
+        counts = Counts.sum(result.counts for result in results)
         streams: list[Iterable[pa.RecordBatch]] = [shard_rows(work, index) for index in range(config.shards)]
         numbers = shard_numbers(work, config.shards)
-        num_rows = _write(streams, numbers, counts, folder, earlier, counted, progress)
-        return Gathered(num_rows, counts, assembly)
+        _write(streams, numbers, counts, folder, earlier, counted, progress)
+        return counts
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _whole(
-    connection: Connection,
-    url: str,
-    config: DatasetConfig,
-    folder: Path,
-    work: Path,
-    known: Collection[str],
-    earlier: Earlier | None,
-    counted: Callable[[pa.RecordBatch], None],
-    progress: Progress,
-) -> Gathered:
-    """All households at once, straight into the file."""
-    assembly = Assembly()
-    keys, counts = load_keys(connection, Window.of(config), work, earlier=earlier.rows if earlier else None)
-    with contextlib.closing(keys):
-        beside = partial(snapshot_connection, url, _value(connection, _EXPORT))
-        streams = [iter_batches(connection, beside, keys, known, assembly, progress)]
-        num_rows = _write(streams, reused_rows(keys), counts, folder, earlier, counted, progress)
-    return Gathered(num_rows, counts, assembly)
+def _rows_of(earlier: Earlier | None) -> EarlierRows | None:
+    return earlier.rows if earlier else None
 
 
 def _write(
     streams: Sequence[Iterable[pa.RecordBatch]],
     numbers: np.ndarray,
-    counts: KeyCounts,
+    counts: Counts,
     folder: Path,
     earlier: Earlier | None,
     counted: Callable[[pa.RecordBatch], None],
     progress: Progress,
-) -> int:
+) -> None:
     if earlier:
         taken = taken_rows(Path(earlier.rows.training), Path(earlier.rows.sources), numbers)
         streams = [*streams, taken]
-    return write_training(
+    write_training(
         folder / versions.TRAINING,
         merged(streams, compare=earlier is not None),
         sources=folder / versions.SOURCES,
         counted=counted,
-        written=lambda done: progress(done, counts.num_candidates, "write rows"),
+        written=lambda done: progress(done, counts.num_rows, "write rows"),
     )
 
 
-def _run(tasks: Sequence[ShardTask], work: Path, config: DatasetConfig, progress: Progress) -> list[ShardResult]:
+def _run(tasks: Sequence[Source], work: Path, config: DatasetConfig, progress: Progress) -> list[ShardResult]:
     def told(done: int) -> None:
         progress(done, len(tasks), "build shards")
 
@@ -216,29 +194,3 @@ def _value(connection: Connection, query: str, *arguments: Any) -> Any:
         cursor.execute(query, arguments or None)
         row = cursor.fetchone()
     return row[0] if row else None
-
-
-def _sum_counts(results: Sequence[ShardResult]) -> KeyCounts:
-    counts = [result.counts for result in results]
-    choices = sorted({choice for count in counts for choice in count.not_reused})
-    return KeyCounts(
-        num_plans_seen=sum(count.num_plans_seen for count in counts),
-        num_candidates=sum(count.num_candidates for count in counts),
-        exclusions={reason: sum(count.exclusions[reason] for count in counts) for reason in REASONS},
-        events_without_plan_id=sum(count.events_without_plan_id for count in counts),
-        events_without_time=sum(count.events_without_time for count in counts),
-        num_reused=sum(count.num_reused for count in counts),
-        not_reused={choice: sum(count.not_reused.get(choice, 0) for count in counts) for choice in choices},
-        late_previous=sum(count.late_previous for count in counts),
-        late_pantry=sum(count.late_pantry for count in counts),
-    )
-
-
-def _sum_assemblies(results: Sequence[ShardResult]) -> Assembly:
-    whole = Assembly()
-    for result in results:
-        whole.invalid_plans += result.assembly.invalid_plans
-        whole.late_previous += result.assembly.late_previous
-        whole.late_pantry += result.assembly.late_pantry
-        whole.notes.update(result.assembly.notes)
-    return whole

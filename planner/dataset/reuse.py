@@ -17,7 +17,8 @@ from planner.contracts.errors import DatasetError
 from planner.contracts.example import DatasetVersion
 from planner.dataset import s3, versions
 from planner.dataset.config import LATEST, DatasetConfig
-from planner.dataset.keys import EarlierRows, KeyCounts
+from planner.dataset.counts import Counts
+from planner.dataset.earlier import EarlierRows
 from planner.dataset.listing import list_versions
 from planner.dataset.sources import SourceState, freshness
 
@@ -77,7 +78,7 @@ def find_earlier(
     return None, problems[0] if problems else "There is no earlier version to take rows from."
 
 
-def reuse_of(earlier: Earlier | None, counts: KeyCounts, told: str) -> Reuse:
+def reuse_of(earlier: Earlier | None, counts: Counts, told: str) -> Reuse:
     """The report on it."""
     if earlier is None:
         return Reuse(told=told)

@@ -1,4 +1,4 @@
-"""A build in shards of households: each with its own connection and keys, all in one snapshot of a server.
+"""A build in shards of households: each with its own connections, all in one snapshot of a server.
 
 In: tasks, one per shard. Out: per shard a file of its rows in the order of the dataset, and its counts; `merge.py`
 makes one stream of them. A shard runs in this process, in a process of its own (this module's `main`), or on Spark.
@@ -13,26 +13,21 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg2
 import pyarrow as pa
 
 from planner.contracts import errors
 from planner.contracts.errors import DatasetError, PlannerError
-from planner.dataset.database import query_error, snapshot_connection
-from planner.dataset.joins import Shard
-from planner.dataset.keys import EarlierRows, KeyCounts, Window, engine_errors, load_keys, reused_rows
+from planner.dataset.counts import Counts
 from planner.dataset.publish import folder_error
-from planner.dataset.rows import Assembly, iter_batches
-from planner.dataset.sources import Freshness
+from planner.dataset.queries import Shard
+from planner.dataset.rows import Source, built_rows
 from planner.dataset.write import ROW_SCHEMA
 
 _PART_ROWS = 1024  # a merge holds a batch of each shard
@@ -40,87 +35,48 @@ _PROJECT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class ShardTask:
-    """What a shard needs to know, as plain values: it may run on another machine.
-
-    `snapshot` is the name of an exported snapshot of the server at `url`; `known` the ids of the catalogue.
-    """
-
-    url: str
-    snapshot: str
-    window: Window
-    shard: Shard
-    known: tuple[str, ...]
-    earlier: EarlierRows | None
-
-    def to_json(self) -> str:
-        """For another process; holds the URL, so it goes through pipes only."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ShardTask:
-        """Its inverse."""
-        value = json.loads(text)
-        earlier = value["earlier"]
-        if earlier:
-            earlier = EarlierRows(
-                **{**earlier, "fresh": Freshness(**earlier["fresh"]), "removed": (*earlier["removed"],)}
-            )
-        return cls(value["url"], value["snapshot"], Window(**value["window"]), Shard(**value["shard"]),
-                   tuple(value["known"]), earlier)  # fmt: skip
-
-
-@dataclass(frozen=True)
 class ShardResult:
     """Counts of one shard; its rows lie in the folder under its index."""
 
     index: int
-    counts: KeyCounts
-    assembly: Assembly
+    counts: Counts
 
     def to_json(self) -> str:
         """For another process."""
-        assembly = {**vars(self.assembly), "notes": dict(self.assembly.notes)}
-        return json.dumps({"index": self.index, "counts": asdict(self.counts), "assembly": assembly})
+        return json.dumps({"index": self.index, "counts": self.counts.to_json()})
 
     @classmethod
     def from_json(cls, text: str) -> ShardResult:
         """Its inverse."""
         value = json.loads(text)
-        assembly = Assembly(**{**value["assembly"], "notes": Counter(value["assembly"]["notes"])})
-        return cls(value["index"], KeyCounts(**value["counts"]), assembly)
+        return cls(value["index"], Counts.from_json(value["counts"]))
 
 
-def build_shard(task: ShardTask, folder: Path) -> ShardResult:
+def build_shard(source: Source, folder: Path) -> ShardResult:
     """Write the rows of a shard and the numbers of the earlier rows that it takes.
 
     Raises:
         DatabaseError: the server refused or went away, or the snapshot is gone.
     """
-    assembly, spill = Assembly(), folder / f"spill-{task.shard.index}"
-    with (
-        contextlib.closing(snapshot_connection(task.url, task.snapshot)) as connection,
-        engine_errors(task.shard.count),
-    ):
-        try:
-            keys, counts = load_keys(connection, task.window, spill, shard=task.shard, earlier=task.earlier)
-            with contextlib.closing(keys), pa.OSFile(str(part_paths(folder, task.shard.index)[0]), "wb") as file:
-                options = pa.ipc.IpcWriteOptions(compression="lz4")
-                with pa.ipc.new_stream(file, ROW_SCHEMA, options=options) as writer:
-                    beside = partial(snapshot_connection, task.url, task.snapshot)
-                    for batch in iter_batches(connection, beside, keys, task.known, assembly):
-                        for start in range(0, batch.num_rows, _PART_ROWS):
-                            writer.write_batch(batch.slice(start, _PART_ROWS))
-                np.save(part_paths(folder, task.shard.index)[1], reused_rows(keys))
-        except psycopg2.Error as error:
-            raise query_error(error, f"building shard {task.shard.index} of {task.shard.count}") from None
-        finally:
-            shutil.rmtree(spill, ignore_errors=True)
-    return ShardResult(task.shard.index, counts, assembly)
+    index, spill = source.shard.index, folder / f"spill-{source.shard.index}"
+    spill.mkdir()
+    try:
+        with (
+            built_rows(source, spill, lambda done, total, what: None) as built,
+            pa.OSFile(str(part_paths(folder, index)[0]), "wb") as file,
+            pa.ipc.new_stream(file, ROW_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer,
+        ):
+            for batch in built.batches():
+                for start in range(0, batch.num_rows, _PART_ROWS):
+                    writer.write_batch(batch.slice(start, _PART_ROWS))
+            np.save(part_paths(folder, index)[1], built.reused)
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)
+    return ShardResult(index, built.counts)
 
 
 def run_shards(
-    tasks: Sequence[ShardTask], folder: Path, *, processes: int, done: Callable[[int], None]
+    tasks: Sequence[Source], folder: Path, *, processes: int, done: Callable[[int], None]
 ) -> list[ShardResult]:
     """Run the shards, in this process or in `processes` of their own; `done` is told how many are finished.
 
@@ -169,7 +125,7 @@ def main() -> int:
 
     The folder lies within the working folder of a build, that one in the folder of the datasets.
     """
-    task = ShardTask.from_json(sys.stdin.readline())
+    task = Source.from_json(sys.stdin.readline())
     folder = Path(sys.argv[1])
     threading.Thread(target=_end_with_the_input, daemon=True).start()
     try:
@@ -187,7 +143,7 @@ def _end_with_the_input() -> None:
     os._exit(1)
 
 
-def _run_apart(task: ShardTask, folder: Path, running: set[subprocess.Popen[bytes]]) -> ShardResult:
+def _run_apart(task: Source, folder: Path, running: set[subprocess.Popen[bytes]]) -> ShardResult:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PROJECT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "planner.dataset.shards", str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:

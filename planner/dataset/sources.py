@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 from psycopg2.extensions import connection as Connection
 
@@ -26,8 +27,9 @@ from planner.dataset.database import TABLES
 _PACKAGE = Path(__file__).parents[1]
 # What decides how source rows become rows of a version.
 _CODE = (
-    *(f"dataset/{name}.py" for name in ("arrays", "columns", "joins", "keys", "plans", "rows", "sources", "spool",
-                                        "stream", "values", "wide", "write")),
+    *(f"dataset/{name}.py" for name in ("arrays", "assemble", "collect", "columns", "cuts", "earlier", "lineage",
+                                        "match", "meals", "parts", "pieces", "queries", "rows", "session", "sources",
+                                        "spool", "values", "write")),
     "contracts/schema.py", "contracts/plan.py", "contracts/split.py",
 )  # fmt: skip
 # Columns that the fingerprint of a row's sources holds: a unique index over some of them names one source row.
@@ -67,9 +69,10 @@ class Freshness:
     low: int
     span: int
 
-    def sql(self, xmin: str) -> str:
-        """The test in DuckDB's SQL. Very old rows may count as fresh, never the other way round."""
-        return f"(({xmin} - {self.low} + {_XIDS}) % {_XIDS} <= {self.span})"
+    def marks(self, xmin: np.ndarray) -> np.ndarray:
+        """The test for each number. Very old rows may count as fresh, never the other way round."""
+        marked: np.ndarray = (xmin - self.low + _XIDS) % _XIDS <= self.span
+        return marked
 
 
 def source_state(connection: Connection) -> SourceState:

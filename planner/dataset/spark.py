@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from planner.contracts.errors import DatasetError, PlannerError
-from planner.dataset.shards import ShardResult, ShardTask, build_shard, error_json, part_paths, result_of
+from planner.dataset.rows import Source
+from planner.dataset.shards import ShardResult, build_shard, error_json, part_paths, result_of
 
 _CHUNK_BYTES = 4 << 20
 _PROJECT = Path(__file__).parents[2]
 
 
-def run_on_spark(tasks: Sequence[ShardTask], folder: Path, master: str) -> list[ShardResult]:
+def run_on_spark(tasks: Sequence[Source], folder: Path, master: str) -> list[ShardResult]:
     """Build the shards and put their files into `folder`.
 
     Args:
@@ -74,7 +75,7 @@ def run_on_spark(tasks: Sequence[ShardTask], folder: Path, master: str) -> list[
 
 def _pieces(text: str) -> Iterator[tuple[int, str, bytes]]:
     """On a worker: `(shard, file, bytes)` in order, and the result last under the name `result`."""
-    task = ShardTask.from_json(text)
+    task = Source.from_json(text)
     with tempfile.TemporaryDirectory(prefix="planner-shard-") as name:
         folder = Path(name)
         try:
@@ -89,7 +90,7 @@ def _pieces(text: str) -> Iterator[tuple[int, str, bytes]]:
     yield task.shard.index, "result", result.encode()
 
 
-def _collected(pieces: Any, tasks: Sequence[ShardTask], folder: Path) -> list[ShardResult]:
+def _collected(pieces: Any, tasks: Sequence[Source], folder: Path) -> list[ShardResult]:
     answers: dict[int, str] = {}
     for index, name, content in pieces:
         if name == "result":

@@ -1,65 +1,70 @@
-"""Values on disk by the range of rows that they belong to: written as they come, read back a range at a time.
+"""Rows on disk by group: written as they come, read back a group at a time.
 
-In: record batches and the row of each value. Out: per range of `RANGE_ROWS` rows what was written for it. The file has
-no name of its own in the index: a part is where it lies. Memory holds the places of the parts alone.
+In: record batches, and the group of each row. Out: per group the rows that were written for it. Memory holds the places
+of the messages alone; the file goes with its folder.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-RANGE_ROWS = 10_000
-
 
 class Spool:
-    """Values of one kind, in a file that goes with its folder.
+    """Rows of one schema, in a new file; threads may share it.
 
     Args:
-        path: of the new file.
-        columns: Arrow types by name; the row of each value is kept beside them as `row`.
+        path: of the file.
+        schema: of its rows.
     """
 
-    def __init__(self, path: Path, columns: Sequence[pa.Field]) -> None:
-        self._schema = pa.schema([pa.field("row", pa.int64()), *columns])
-        self._file = path.open("w+b")
-        self._parts: dict[int, array[int]] = defaultdict(lambda: array("q"))  # place and size, in turn
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._file = path.open("w+b", buffering=0)
+        self._places: dict[int, array[int]] = defaultdict(lambda: array("q"))  # place and size, in turn
+        self._num_rows: dict[int, int] = defaultdict(int)
+        self._lock, self._end = threading.Lock(), 0
 
-    def put(self, rows: np.ndarray, columns_at: Callable[[pa.Array], Sequence[pa.Array]]) -> None:
-        """Write the values that belong to `rows`; `columns_at` gives them in the order that it is asked for."""
-        if not len(rows):
+    def put(self, groups: np.ndarray, batch: pa.RecordBatch) -> None:
+        """Write the rows; `groups` has a number for each."""
+        if not len(groups):
             return
-        numbers = rows // RANGE_ROWS
-        order = np.argsort(numbers, kind="stable")
-        batch = pa.RecordBatch.from_arrays([pa.array(rows[order]), *columns_at(pa.array(order))], schema=self._schema)
-        starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-        for low, high in zip(starts, [*starts[1:], len(rows)], strict=True):
-            message = batch.slice(low, high - low).serialize()
-            self._parts[int(numbers[order[low]])].extend((self._file.tell(), message.size))
-            self._file.write(message)
+        if np.any(np.diff(groups) < 0):
+            order = np.argsort(groups, kind="stable")
+            groups, batch = groups[order], batch.take(pa.array(order))
+        starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        for low, high in zip(starts, [*starts[1:], len(groups)], strict=True):
+            self._write(int(groups[low]), batch.slice(low, high - low))
 
-    def read(self, start: int) -> pa.Table:
-        """The values of the rows from `start` to the end of its range, in the order in which they were written."""
-        self._file.flush()
-        parts = self._parts.pop(start // RANGE_ROWS, array("q"))
+    def counts(self) -> dict[int, int]:
+        """Rows by group."""
+        return dict(self._num_rows)
+
+    def read(self, group: int) -> pa.Table:
+        """The rows of a group, in no particular order where threads wrote them."""
+        places = self._places.get(group, array("q"))
         batches = [
-            pa.ipc.read_record_batch(pa.py_buffer(os.pread(self._file.fileno(), size, offset)), self._schema)
-            for offset, size in zip(parts[::2], parts[1::2], strict=True)
+            pa.ipc.read_record_batch(pa.py_buffer(os.pread(self._file.fileno(), size, place)), self.schema)
+            for place, size in zip(places[::2], places[1::2], strict=True)
         ]
-        return pa.Table.from_batches(batches, self._schema).combine_chunks()
-
-    def clear(self) -> None:
-        """Forget what was written."""
-        self._parts.clear()
-        self._file.seek(0)
-        self._file.truncate()
+        return pa.Table.from_batches(batches, self.schema)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _write(self, group: int, rows: pa.RecordBatch) -> None:
+        message = rows.serialize()
+        with self._lock:
+            place, self._end = self._end, self._end + message.size
+            self._places[group].extend((place, message.size))
+            self._num_rows[group] += rows.num_rows
+        view, done = memoryview(message), 0
+        while done < len(view):
+            done += os.pwrite(self._file.fileno(), view[done:], place + done)

@@ -49,12 +49,16 @@ def plan_meals(text: str | None, known_recipes: Collection[str] | None = None) -
     return tuple((meal["day"], meal["recipe_id"], int(meal["servings"])) for meal in value)
 
 
-def edit_servings(text: str | None) -> int | None:
-    """The servings of an edit: a whole number that an int32 can hold, or None."""
-    value = _whole(decode(text))
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_INT32:
-        return None
-    return value
+def edit_members(text: str | None) -> dict[str, Any]:
+    """What an edit's payload says: texts, and servings as a whole number that an int32 can hold; None for the rest."""
+    value = decode(text)
+    given = value if isinstance(value, dict) else {}
+    members: dict[str, Any] = {name: given.get(name) for name in ("day", "from", "to", "recipe_id")}
+    members = {name: member if isinstance(member, str) else None for name, member in members.items()}
+    servings = _whole(given.get("servings"))
+    if isinstance(servings, bool) or not isinstance(servings, int) or abs(servings) > MAX_INT32:
+        servings = None
+    return {**members, "servings": servings}
 
 
 def pantry_items(text: str | None, notes: Notes) -> tuple[Item, ...]:

@@ -19,9 +19,9 @@ from planner.contracts import schema
 from planner.contracts.errors import DatasetError
 from planner.dataset import s3, versions
 from planner.dataset.checks import file_facts, row_checks
-from planner.dataset.keys import Window
 from planner.dataset.leaks import Checked, checked, leak_checks
 from planner.dataset.tally import tally_file
+from planner.dataset.window import Window
 from planner.dataset.write import described_schema
 
 

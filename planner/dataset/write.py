@@ -5,7 +5,7 @@ equal bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,19 @@ from planner.dataset.database import query_error
 from planner.dataset.values import Notes
 
 ROW_GROUP_ROWS = 20_000
-# zstd 9 doubles the CPU time for 2 % (docs/dataset.md). Without page checksums, 172 of 300 bit flips went unnoticed.
+# zstd 3 is a third slower than zstd 1 for 4 % (docs/dataset.md). Without page checksums, 172 of 300 bit flips went
+# unnoticed.
 _FORMAT = {
     "compression": "zstd",
-    "compression_level": 3,
+    "compression_level": 1,
     "use_dictionary": True,
     "write_page_checksum": True,
     "version": "2.6",
 }
+# Ids and times hardly repeat within a row group; statistics help only where somebody filters.
+_DISTINCT = {"input.household.id", "metadata.timestamp", "metadata.generated_at", "metadata.event_id",
+             "metadata.plan_id"}  # fmt: skip
+_FILTERED = ["metadata.timestamp", "metadata.generated_at", "split"]
 # A row and the fingerprint of what it was made of; null where the keys cannot name that (see `joins.py`).
 ROW_SCHEMA = schema.TRAINING_SCHEMA.append(pa.field("source", pa.binary(16)))
 NULLABLE = {
@@ -72,35 +77,41 @@ def write_training(
         written: told the number of rows so far.
     """
     num_rows, waiting = 0, ROW_SCHEMA.empty_table()
+    repeated = [path for path in _leaves(schema.TRAINING_SCHEMA) if path not in _DISTINCT]
+    format_of_rows = {**_FORMAT, "use_dictionary": repeated, "write_statistics": _FILTERED}
     plain = {**_FORMAT, "use_dictionary": False, "compression": "none", "compression_level": None}
     with (
-        pq.ParquetWriter(path, schema.TRAINING_SCHEMA, **_FORMAT) as rows,
+        pq.ParquetWriter(path, schema.TRAINING_SCHEMA, **format_of_rows) as rows,
         pq.ParquetWriter(sources, pa.schema([ROW_SCHEMA.field("source")]), **plain) as fingerprints,
         ThreadPoolExecutor(1) as writer,
     ):
         last: Future[None] | None = None
 
-        def flush(group: pa.Table) -> None:
+        def flush(rows_of_group: pa.RecordBatch, sources_of_group: pa.RecordBatch) -> None:
+            rows.write_batch(rows_of_group, row_group_size=ROW_GROUP_ROWS)
+            fingerprints.write_batch(sources_of_group, row_group_size=ROW_GROUP_ROWS)
+
+        def hand_over(group: pa.Table) -> Future[None]:
             # One chunk: pages end where chunks end, and the chunks are an accident of the batches.
-            group = group.combine_chunks()
-            content = group.drop_columns(["source"])
-            counted(content.to_batches()[0])
-            rows.write_table(content, row_group_size=ROW_GROUP_ROWS)
-            fingerprints.write_table(group.select(["source"]), row_group_size=ROW_GROUP_ROWS)
+            (whole,) = group.combine_chunks().to_batches()
+            content = whole.drop_columns(["source"])
+            if last is not None:
+                last.result()  # one group is written while the next one is made; no more than that waits
+            future = writer.submit(flush, content, whole.select(["source"]))
+            counted(content)
+            return future
 
         for batch in batches:
             waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
             num_rows += batch.num_rows
             while waiting.num_rows >= ROW_GROUP_ROWS:
-                if last is not None:
-                    last.result()  # one group is written while the next one is made; no more than that waits
-                last = writer.submit(flush, waiting.slice(0, ROW_GROUP_ROWS))
+                last = hand_over(waiting.slice(0, ROW_GROUP_ROWS))
                 waiting = waiting.slice(ROW_GROUP_ROWS)
             written(num_rows)
+        if waiting.num_rows:
+            last = hand_over(waiting)
         if last is not None:
             last.result()
-        if waiting.num_rows:
-            flush(waiting)
     return num_rows
 
 
@@ -150,6 +161,18 @@ def num_leaf_fields() -> int:
         leaves += not field.get("children")
         described += field.get("children", [])
     return leaves
+
+
+def _leaves(fields: Iterable[pa.Field], parent: str = "") -> Iterator[str]:
+    """Paths of the columns, as Parquet names them."""
+    for field in fields:
+        path, kind = parent + field.name, field.type
+        while pa.types.is_list(kind):
+            path, kind = f"{path}.list.element", kind.value_type
+        if pa.types.is_struct(kind):
+            yield from _leaves(kind, f"{path}.")
+        else:
+            yield path
 
 
 def _describe(field: pa.Field, path: str) -> dict[str, Any]:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections import Counter
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.contracts.errors import DatabaseError
-from planner.dataset import columns, gather, stream, values, wide
+from planner.dataset import collect, columns, cuts, parts, pieces, session, values
+from planner.dataset import rows as rows_
 from planner.dataset.build import build_dataset
 from planner.dataset.database import connect
+from planner.dataset.meals import Meals
+from planner.dataset.queries import EDIT_KINDS
+from planner.dataset.session import Session, open_session
 from planner.dataset.values import Notes
 from tests.databases import value_of
 from tests.dataset import small, traps
-from tests.dataset.payloads import KNOWN, MEALS, PANTRY
+from tests.dataset.payloads import EDIT, KNOWN, MEALS, PANTRY, QUOTED, SCALARS
+
+LOST_EDITS = "edit values that are missing or malformed (null)"
 
 
 def whole(lists: columns.Lists) -> list[Any]:
@@ -32,7 +39,7 @@ def whole(lists: columns.Lists) -> list[Any]:
 @given(st.lists(PANTRY, max_size=6))
 def test_pantries_read_together_are_those_read_one_by_one(texts: list[str | None]) -> None:
     one, other = Notes(), Notes()
-    found = whole(columns.item_column(pa.array(texts, pa.string()), one))
+    found = whole(columns.item_column(pa.array(texts, pa.string()), columns.item_objects(), one))
     wanted = [values.pantry_items(text, other) for text in texts]
     assert repr([[tuple(item.values()) for item in items] for items in found]) == repr([list(w) for w in wanted])
     assert one == other
@@ -42,11 +49,13 @@ def test_pantries_read_together_are_those_read_one_by_one(texts: list[str | None
 @given(st.lists(MEALS, max_size=6), st.booleans())
 def test_plans_read_together_are_those_read_one_by_one(texts: list[str | None], any_recipe: bool) -> None:
     known = None if any_recipe else KNOWN
-    meals = columns.plan_column(pa.array(texts, pa.string()))
+    meals = Meals(KNOWN)
+    lists = meals.read(pa.array(texts, pa.string()))
     if known is not None:
-        meals = meals.without(columns.unknown_recipes(meals, pa.array(known)))
+        lists = pc.if_else(pa.array(meals.of_catalogue(lists)), lists, None)
     wanted = [values.plan_meals(text, known) for text in texts]
-    assert [plan and tuple(tuple(meal.values()) for meal in plan) for plan in whole(meals)] == wanted
+    found = meals.plans(lists).to_pylist()
+    assert [plan and tuple(tuple(meal.values()) for meal in plan["meals"]) for plan in found] == wanted
 
 
 def test_the_usual_form_is_what_postgresql_prints(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +78,13 @@ def test_the_usual_form_is_what_postgresql_prints(database_url: str, monkeypatch
     read: list[list[str | None]] = []
     monkeypatch.setattr(values, "pantry_items", lambda text, notes: read.append([text]) or ())
     monkeypatch.setattr(values, "plan_meals", lambda text: read.append([text]))
-    assert whole(columns.item_column(pa.array([items]), Notes())) == [
+    assert whole(columns.item_column(pa.array([items]), columns.item_objects(), Notes())) == [
         [{"name": None, "quantity": None, "unit": None, **item} for item in pantry]
     ]
-    assert whole(columns.plan_column(pa.array([listed]))) == [meals]
+    reader = Meals([])
+    assert reader.plans(reader.read(pa.array([listed]))).to_pylist() == [{"meals": meals}]
     assert not read
-    assert whole(columns.item_column(pa.array([empty]), Notes())) == [[]]
+    assert whole(columns.item_column(pa.array([empty]), columns.item_objects(), Notes())) == [[]]
 
 
 @settings(max_examples=200, deadline=None)
@@ -82,10 +92,44 @@ def test_the_usual_form_is_what_postgresql_prints(database_url: str, monkeypatch
 def test_texts_that_look_like_the_ends_of_objects_are_texts(names: list[str]) -> None:
     items = [{"name": name, "quantity": 1.0, "unit": name} for name in names]
     text = json.dumps([{"name": name, "unit": name, "quantity": 1} for name in names])
-    assert whole(columns.item_column(pa.array([text, text]), Notes())) == [items, items]
+    assert whole(columns.item_column(pa.array([text, text]), columns.item_objects(), Notes())) == [items, items]
 
 
-def test_events_come_in_a_scan_or_by_id_in_pieces_of_any_size_and_change_no_byte(
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(EDIT_KINDS)), st.one_of(st.none(), EDIT, SCALARS)), max_size=6))
+def test_edits_read_together_are_those_read_one_by_one(edits: list[tuple[str, str | None]]) -> None:
+    notes = Notes()
+    kinds = pa.array([2 + list(EDIT_KINDS).index(kind) for kind, _ in edits], pa.int16())
+    found = columns.edit_column(kinds, pa.array([text for _, text in edits], pa.string()), notes).to_pylist()
+    wanted, missing = [], 0
+    for kind, text in edits:
+        name, payload = EDIT_KINDS[kind], values.edit_members(text)
+        members = {m: v if m in values.EDIT_MEMBERS[name] else None for m, v in payload.items()}
+        missing += sum(members[m] is None for m in values.EDIT_MEMBERS[name])
+        wanted.append({"type": name, **members})
+    assert found == wanted and notes == ({LOST_EDITS: missing} if missing else {})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(QUOTED, max_size=6))
+def test_jsons_texts_are_read_as_the_texts_that_they_are(quoted: list[str]) -> None:
+    assert columns.text_column(pa.array(quoted, pa.string())).to_pylist() == [json.loads(text) for text in quoted]
+
+
+def test_meals_that_were_read_before_are_the_same_when_they_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '[{"day": "monday", "servings": %d, "recipe_id": "r%d"}]'
+    wanted = [[("monday", f"r{n}", n)] for n in range(1, 40)]
+    for most in (1 << 17, 3):
+        monkeypatch.setattr(pieces, "_MOST_KEPT", most)
+        meals = Meals(["r1", "r2"])
+        for numbers in (range(1, 6), range(1, 40), range(1, 40)):
+            lists = meals.read(pa.array([text % (n, n) for n in numbers]))
+            found = [[tuple(m.values()) for m in plan["meals"]] for plan in meals.plans(lists).to_pylist()]
+            assert found == wanted[: len(numbers)]
+            assert meals.of_catalogue(lists).tolist() == [n < 3 for n in numbers]
+
+
+def test_the_sizes_of_what_is_read_and_joined_at_once_change_no_byte(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.fill(database_url)
@@ -95,18 +139,17 @@ def test_events_come_in_a_scan_or_by_id_in_pieces_of_any_size_and_change_no_byte
         "'name', (SELECT string_agg(md5(m::text), '') FROM generate_series(1, n * 1000) m), 'quantity', 1)) "
         "FROM generate_series(1, 8) n",
     )
-    digests, ways = set(), Counter[str]()
-    for name in ("_scanned", "_by_id"):
-        original = getattr(wide, name)
-        monkeypatch.setattr(wide, name, lambda *args, o=original, n=name: ways.update([n]) or o(*args))
-    for number, (share, size) in enumerate([(0.0, 8 << 20), (0.0, 1), (2.0, 8 << 20), (2.0, 1)]):
-        monkeypatch.setattr(wide, "SCAN_SHARE", share)
-        monkeypatch.setattr(stream, "CHUNK_BYTES", size)
+    digests = set()
+    for number, (part, events, batch, rows) in enumerate([(32 << 20, 50_000, 8 << 20, 10_000), (500, 1, 1, 5)]):
+        monkeypatch.setattr(collect, "PART_BYTES", part)
+        monkeypatch.setattr(parts, "PART_EVENTS", events)
+        monkeypatch.setattr(session, "BATCH_BYTES", batch)
+        monkeypatch.setattr(cuts, "RANGE_ROWS", rows)
         digests.add(build_dataset(database_url, small.config(tmp_path, date=f"v{number}", reuse=None)).version.digest)
-    assert len(digests) == 1 and ways == {"_scanned": 2, "_by_id": 2}
+    assert len(digests) == 1
 
 
-def test_pantries_are_read_behind_the_rest_where_there_is_no_second_connection(
+def test_one_session_does_where_the_server_lets_no_second_one_in(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.fill(database_url)
@@ -117,37 +160,50 @@ def test_pantries_are_read_behind_the_rest_where_there_is_no_second_connection(
     )
     both = build_dataset(database_url, small.config(tmp_path, date="a"))
 
-    def refused(url: str, snapshot: str) -> None:
-        raise DatabaseError("too many connections")
+    original, opened = rows_.open_session, list[int]()
 
-    monkeypatch.setattr(gather, "snapshot_connection", refused)
+    def one_alone(url: str, snapshot: str) -> Session:
+        opened.append(1)
+        if len(opened) > 1:
+            raise DatabaseError("too many connections")
+        return original(url, snapshot)
+
+    monkeypatch.setattr(rows_, "open_session", one_alone)
     alone = build_dataset(database_url, small.config(tmp_path, date="b", reuse=None))
     assert alone.version.digest == both.version.digest and alone.notes == both.notes
     assert alone.notes["pantry items without a name (left out)"] == 8
 
 
-def test_failing_events_end_the_reading_of_pantries_too(
+def test_failing_part_ends_the_reading_of_the_other_one_too(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.fill(database_url)
     small.run(
         database_url,
-        "INSERT INTO pantry_snapshots SELECT n, 'home-' || n, '2025-01-04', '[]' FROM generate_series(1, 8) n; "
+        "INSERT INTO pantry_snapshots SELECT n, 'home-' || n, '2025-01-04', '[]' FROM generate_series(0, 11) n; "
         "ALTER TABLE pantry_snapshots RENAME TO snaps; CREATE FUNCTION slow(jsonb) RETURNS jsonb LANGUAGE plpgsql "
         "STABLE AS 'BEGIN PERFORM pg_sleep(90); RETURN $1; END'; CREATE VIEW pantry_snapshots AS SELECT id, "
         "household_id, snapshot_time, slow(items) AS items FROM snaps",
     )
+    monkeypatch.setattr(collect, "PART_BYTES", 500)
+    monkeypatch.setattr(parts, "PART_EVENTS", 1)
+    original, read = rows_.read_part, list[int]()
 
-    def fail(*_: Any) -> None:
+    def fail(*given: Any) -> Any:
+        read.append(1)
+        if len(read) == 1:
+            return original(*given)
         until = time.monotonic() + 60
         sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
         while not value_of(database_url, sleeping) and time.monotonic() < until:
             time.sleep(0.05)
-        raise RuntimeError("no events")
+        raise RuntimeError("no part")
 
-    monkeypatch.setattr(wide, "_spool_events", fail)
-    with pytest.raises(RuntimeError, match="no events"):
+    monkeypatch.setattr(rows_, "read_part", fail)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="no part"):
         build_dataset(database_url, small.config(tmp_path))
+    assert time.monotonic() - began < 60
 
 
 PARTITIONED = """
@@ -161,39 +217,25 @@ INSERT INTO exp.events SELECT * FROM exp.whole ORDER BY md5(id::text)
 VIEW = "ALTER TABLE exp.events RENAME TO whole; CREATE VIEW exp.events AS SELECT * FROM exp.whole"
 
 
-@pytest.mark.parametrize(("statement", "way"), [(PARTITIONED, "_scanned"), (VIEW, "_by_id")])
-def test_events_of_a_partitioned_table_are_scanned_those_of_a_view_come_by_id(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, way: str
+@pytest.mark.parametrize(("statement", "pieces"), [("SELECT 1", 4), (PARTITIONED, 4), (VIEW, 1)])
+def test_events_are_read_in_pieces_of_their_pages_those_of_a_view_in_one(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, pieces: int
 ) -> None:
     small.fill(database_url)
+    small.run(database_url, "UPDATE exp.events SET payload = payload || jsonb_build_object('x', repeat('y', 1000))")
     digest = build_dataset(database_url, small.config(tmp_path, date="a")).version.digest
     small.run(database_url, statement)
-    ways = []
-    for name in ("_scanned", "_by_id"):
-        original = getattr(wide, name)
-        monkeypatch.setattr(wide, name, lambda *args, o=original, n=name: ways.append(n) or o(*args))
+    monkeypatch.setattr(collect, "PIECES", 4)
+    monkeypatch.setattr(collect, "PIECE_PAGES", 1)
+    read: list[str] = []
+    original = Session.read
+    monkeypatch.setattr(Session, "read", lambda self, query, what: read.append(what) or original(self, query, what))
     report = build_dataset(database_url, small.config(tmp_path, date="b", reuse=None))
-    assert report.version.digest == digest and ways == [way] and report.warnings == ()
+    assert report.version.digest == digest and report.warnings == ()
+    assert read.count("reading the events") == pieces
 
 
-def test_scan_in_another_order_is_noticed_and_events_come_by_id(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small.fill(database_url)
-    digest = build_dataset(database_url, small.config(tmp_path, date="a")).version.digest
-    original, ways = wide.copy_tables, Counter[str]()
-
-    def shuffled(connection: Any, query: str, columns: Any, what: str) -> Any:
-        ways[what] += 1
-        return original(connection, query + " ORDER BY id DESC" * (what == "reading the events"), columns, what)
-
-    monkeypatch.setattr(wide, "copy_tables", shuffled)
-    monkeypatch.setattr(wide, "SCAN_SHARE", 0.0)
-    assert build_dataset(database_url, small.config(tmp_path, date="b", reuse=None)).version.digest == digest
-    assert ways["reading the events"] == 1 and ways["reading events by id"] >= 1
-
-
-def test_texts_with_separators_and_line_breaks_survive_the_copy(database_url: str) -> None:
+def test_texts_of_every_kind_survive_the_way_from_the_server(database_url: str) -> None:
     names = [*traps.HOUSEHOLDS, "\x01", "\x02", 'a\x01"\x02\r\n', "\\.", "NULL"]
     tables = traps.trap_database(0) | {"households": [], "household_constraints": [], "pantry_snapshots": []}
     tables["events"] = [
@@ -201,14 +243,14 @@ def test_texts_with_separators_and_line_breaks_survive_the_copy(database_url: st
          "unit_id": name, "context": None, "payload": json.dumps({"plan_id": name}), "timestamp": "2025-01-04"}
         for n, name in enumerate(names)
     ]  # fmt: skip
-    with contextlib.closing(connect(database_url)) as connection:
+    with contextlib.closing(connect(database_url)) as connection, connection.cursor() as cursor:
         traps.load(connection, tables)
-        wanted = {event["id"]: (event["unit_id"], event["unit_id"], None) for event in tables["events"]}
-        tables = stream.copy_tables(
-            connection,
-            "SELECT id::text, unit_id::text, payload->>'plan_id', context::text FROM exp.events",
-            dict.fromkeys(["id", "home", "plan_id", "context"], pa.string()),
-            "reading texts",
-        )
-        rows = [tuple(row.values()) for table in tables for row in table.to_pylist()]
-    assert {row[0]: row[1:] for row in rows} == wanted
+        cursor.execute("SELECT pg_export_snapshot()")
+        (snapshot,) = cursor.fetchone() or ("",)
+        with contextlib.closing(open_session(database_url, snapshot)) as session_:
+            query = "SELECT id, unit_id::text, payload->'plan_id', context FROM exp.events"
+            batches = list(session_.read(query, "reading texts"))
+    rows = [row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
+    assert {str(uuid.UUID(bytes=id_)): (home, json.loads(plan), context) for id_, home, plan, context in rows} == {
+        event["id"]: (event["unit_id"], event["unit_id"], None) for event in tables["events"]
+    }

@@ -14,7 +14,7 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts.errors import DatasetError
-from planner.dataset import rows, spool
+from planner.dataset import collect, cuts, gather, parts, session
 from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.config import CHECKS, DatasetConfig
 from planner.dataset.database import connect
@@ -64,7 +64,10 @@ def utc(value: object) -> object:
 def test_build_is_the_contract(
     database: Connection, database_url: str, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "RANGE_ROWS", batch)
+    monkeypatch.setattr(cuts, "RANGE_ROWS", batch)
+    monkeypatch.setattr(collect, "PART_BYTES", 100 * batch)  # of one page each: many parts, few, or one
+    monkeypatch.setattr(parts, "PART_EVENTS", 10 * batch)
+    monkeypatch.setattr(session, "BATCH_BYTES", 1000 * batch)
     seen_rows = 0
     seen_reasons: set[str] = set()
     for seed in range(batch * 1000, batch * 1000 + MANY // 3):
@@ -123,7 +126,7 @@ def test_snapshot_written_during_the_build_is_not_seen(
     tables = traps.trap_database(seed)
     traps.load(database, tables)
     wanted, _ = reference.build(tables, traps.START, traps.END)
-    original = rows.iter_batches
+    original = gather.built_rows
 
     def delete_first(*args: object) -> object:
         with database.cursor() as cursor:
@@ -131,6 +134,6 @@ def test_snapshot_written_during_the_build_is_not_seen(
         database.commit()
         return original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("planner.dataset.gather.iter_batches", delete_first)
+    monkeypatch.setattr(gather, "built_rows", delete_first)
     report = build(database_url, tmp_path)
     assert same(utc(pq.read_table(report.version.training_path).to_pylist()), wanted)

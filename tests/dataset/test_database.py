@@ -11,8 +11,8 @@ import psycopg2
 import pytest
 from pydantic import ValidationError
 
-from planner.contracts.errors import CatalogueError, DatabaseError, DatasetError
-from planner.dataset import keys
+from planner.contracts.errors import CatalogueError, DatabaseError
+from planner.dataset import collect, parts
 from planner.dataset.build import build_dataset
 from planner.dataset.config import DatasetConfig
 from planner.dataset.database import TABLES, connect, create_schema, masked, require_tables, unindexed_tables
@@ -168,7 +168,9 @@ def test_payloads_of_ten_megabytes_change_no_byte(database_url: str, tmp_path: P
     assert build_dataset(database_url, small.config(tmp_path / "b")).version.digest == digest
 
 
-def test_connection_that_is_cut_in_mid_copy_publishes_nothing(database_url: str, tmp_path: Path) -> None:
+def test_connection_that_is_cut_among_its_queries_publishes_nothing(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small.fill(database_url)
     items = "jsonb_build_array(jsonb_build_object('name', repeat('x', 1000000)))"
     small.run(
@@ -179,7 +181,7 @@ def test_connection_that_is_cut_in_mid_copy_publishes_nothing(database_url: str,
     cut: list[str] = []
 
     def progress(_: int, __: int | None, what: str) -> None:
-        if what == "read the pantries" and not cut:
+        if what == "join the parts" and not cut:
             cut.append(what)
             run_statement(
                 database_url,
@@ -187,6 +189,8 @@ def test_connection_that_is_cut_in_mid_copy_publishes_nothing(database_url: str,
                 "pg_backend_pid() AND query LIKE 'COPY%'",
             )
 
+    monkeypatch.setattr(collect, "PART_BYTES", 500)
+    monkeypatch.setattr(parts, "PART_EVENTS", 1)
     with pytest.raises(DatabaseError, match="The database went away while reading the pantries"):
         build_dataset(database_url, small.config(tmp_path), progress=progress)
     assert cut and list((tmp_path / "planner").glob("[!.]*")) == []
@@ -267,7 +271,7 @@ def test_statement_timeout_is_named_and_publishes_nothing(database_url: str, tmp
     )
     with pytest.raises(DatabaseError, match="statement_timeout ended fingerprinting the tables"):
         database_fingerprint(f"{database_url}&options=-c%20statement_timeout%3D300", small.config(tmp_path))
-    with pytest.raises(DatabaseError, match="statement_timeout ended copying the keys"):
+    with pytest.raises(DatabaseError, match="statement_timeout ended reading the households"):
         build_dataset(f"{database_url}&options=-c%20statement_timeout%3D300", small.config(tmp_path))
     assert list((tmp_path / "planner").glob("[!.]*")) == []
 
@@ -280,21 +284,8 @@ def test_missing_index_on_an_id_is_named_and_none_is_created(database_url: str, 
     small.run(database_url, "ALTER TABLE pantry_snapshots DROP CONSTRAINT pantry_snapshots_pkey")
     report = build_dataset(database_url, small.config(tmp_path, date="b", reuse=None))
     assert report.version.digest == whole.version.digest
-    assert [warning.split(" has no index")[0] for warning in report.warnings] == [
-        "exp.events",
-        "public.pantry_snapshots",
-    ]
-    assert "CREATE UNIQUE INDEX CONCURRENTLY ON exp.events (id)" in report.warnings[0]
+    (warning,) = report.warnings  # events are never looked up by id
+    assert warning.startswith("public.pantry_snapshots has no index")
+    assert "CREATE UNIQUE INDEX CONCURRENTLY ON public.pantry_snapshots (id)" in warning
     with contextlib.closing(connect(database_url)) as connection:
-        assert unindexed_tables(connection) == ("exp.events", "public.pantry_snapshots")
-
-
-@pytest.mark.parametrize("shards", [1, 3])
-def test_keys_that_do_not_fit_ask_for_more_shards(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
-) -> None:
-    small.fill(database_url)
-    monkeypatch.setattr(keys, "DUCKDB_MEMORY", "1MB")
-    with pytest.raises(DatasetError, match=f"Set build_dataset.shards to {2 * shards} or more"):
-        build_dataset(database_url, small.config(tmp_path, shards=shards))
-    assert not list((tmp_path / "planner").glob("v1*"))
+        assert unindexed_tables(connection) == ("public.pantry_snapshots",)

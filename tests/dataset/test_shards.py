@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pyarrow as pa
 import pytest
 
@@ -19,8 +18,10 @@ from planner.contracts.errors import DatabaseError, DatasetError
 from planner.dataset import gather, shards
 from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.config import DatasetConfig
-from planner.dataset.database import connect, snapshot_connection
+from planner.dataset.database import connect
 from planner.dataset.merge import RowsDifferError, merged
+from planner.dataset.rows import Source
+from planner.dataset.session import open_session
 from planner.dataset.write import ROW_SCHEMA
 from tests.databases import of_database, run_statement, value_of
 from tests.dataset import small, traps
@@ -113,7 +114,7 @@ def test_failing_shard_stops_the_build_with_its_own_message(crowd: str, tmp_path
 
 def test_shard_ends_with_its_parent_and_a_killed_one_is_named(crowd: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "planner.dataset.shards", str(tmp_path)]
-    task = shards.ShardTask("postgresql://u@/d?host=/nowhere", "s", gather.Window(0, 1), gather.Shard(1, 3), (), None)
+    task = Source("postgresql://u@/d?host=/nowhere", "s", gather.Window(0, 1), gather.Shard(1, 3), (), None)
     answer = subprocess.run(command, input=task.to_json() + "\n", capture_output=True, text=True, cwd=PROJECT).stdout
     assert answer == "" or "No connection" in json.loads(answer)["message"]
     with pytest.raises(DatasetError, match="Shard 1 of 3 was ended from outside"):
@@ -136,10 +137,8 @@ def test_servers_that_cannot_share_are_refused(
 
 
 def test_snapshot_that_is_gone_is_a_clear_error(crowd: str) -> None:
-    with pytest.raises(DatabaseError, match="The snapshot that the shards share is gone"):
-        snapshot_connection(crowd, "00000003-0000001B-1")
-    with contextlib.closing(psycopg2.connect(crowd)) as connection:
-        assert connection.closed == 0
+    with pytest.raises(DatabaseError, match="The snapshot that the build reads is gone"):
+        open_session(crowd, "00000003-0000001B-1")
 
 
 def rows(*keys: tuple[int, str], plan: str = "p") -> pa.RecordBatch:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from planner.contracts.errors import DatabaseError
-from planner.dataset import gather
+from planner.dataset import collect, gather, parts
 from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.embedded import embedded_postgres
 from tests.databases import run_statement, value_of
@@ -80,12 +80,19 @@ def test_standby_that_lags_is_waited_for_and_then_named(
     assert report.version.digest == build(primary, tmp_path / "primary").version.digest
 
 
-def test_build_that_a_standby_cancels_says_what_to_do(servers: tuple[str, str], tmp_path: Path) -> None:
+def test_build_that_a_standby_cancels_says_what_to_do(
+    servers: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     primary, standby = servers
+    items = "SELECT n, 'home-' || n, '2025-01-04', '[]' FROM generate_series(0, 11) n"
+    run_statement(primary, f"INSERT INTO pantry_snapshots {items}")
+    await_replay(primary, standby)
+    monkeypatch.setattr(collect, "PART_BYTES", 500)
+    monkeypatch.setattr(parts, "PART_EVENTS", 1)
     done: list[str] = []
 
     def progress(_: int, __: int | None, what: str) -> None:
-        if what == "read plans and edits" and not done:
+        if what == "join the parts" and not done:
             done.append(what)
             run_statement(primary, "VACUUM FULL households")  # takes a lock that the build's transaction has
             await_replay(primary, standby)
