@@ -125,8 +125,9 @@ def _in_order(parts: Sequence[pa.RecordBatch], compare: bool) -> pa.RecordBatch:
     if not compare:
         return rows.take(pa.array(order))
     again = np.flatnonzero((us[order][1:] == us[order][:-1]) & (ids[order][1:] == ids[order][:-1]))
-    for place in again:
-        first, second = (rows.take(pa.array([order[n]])) for n in (place, place + 1))
+    if len(again):
+        first, second = (rows.take(pa.array(order[again + n])) for n in (0, 1))
         if not first.equals(second):
-            raise RowsDifferError(str(ids[order[place]]))
+            place = next(n for n in range(len(again)) if not first.slice(n, 1).equals(second.slice(n, 1)))
+            raise RowsDifferError(str(ids[order[again[place]]]))
     return rows.take(pa.array(np.delete(order, again)))

@@ -1,7 +1,7 @@
 """Rows on disk by group: written as they come, read back a group at a time.
 
 In: record batches, and the group of each row. Out: per group the rows that were written for it. Memory holds the places
-of the messages alone; the file goes with its folder.
+of the messages alone; the file has no name, so it goes with its process, however that ends.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ class Spool:
     """Rows of one schema, in a new file; threads may share it.
 
     Args:
-        path: of the file.
+        path: where the file is made.
         schema: of its rows.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.schema = schema
         self._file = path.open("w+b", buffering=0)
+        path.unlink()
         self._places: dict[int, array[int]] = defaultdict(lambda: array("q"))  # place and size, in turn
         self._num_rows: dict[int, int] = defaultdict(int)
         self._lock, self._end = threading.Lock(), 0

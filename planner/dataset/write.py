@@ -36,7 +36,7 @@ _FORMAT = {
 _DISTINCT = {"input.household.id", "metadata.timestamp", "metadata.generated_at", "metadata.event_id",
              "metadata.plan_id"}  # fmt: skip
 _FILTERED = ["metadata.timestamp", "metadata.generated_at", "split"]
-# A row and the fingerprint of what it was made of; null where the keys cannot name that (see `joins.py`).
+# A row and the fingerprint of what it was made of (`lineage.py`).
 ROW_SCHEMA = schema.TRAINING_SCHEMA.append(pa.field("source", pa.binary(16)))
 NULLABLE = {
     "input.household.size",
