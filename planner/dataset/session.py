@@ -121,4 +121,4 @@ def _detail(error: Any) -> str:
     said = re.search(r"(?:ERROR|FATAL|PANIC):\s+([^\n]*)", text)
     if said:
         return said.group(1).strip()
-    return " ".join(text.rpartition("[libpq]")[2].split())
+    return " ".join(text.rpartition("[libpq]")[2].split()).rstrip(".")
