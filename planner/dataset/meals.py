@@ -71,9 +71,8 @@ class Meals:
         lists = pc.if_else(pa.array(twice), None, lists) if twice.any() else lists
         if found.usual.all():
             return lists
-        one_by_one = map(values.plan_meals, texts.filter(pa.array(~found.usual)).to_pylist())
-        others = [None if meals is None else self._numbers_of(meals) for meals in one_by_one]
-        return in_place(found.usual, lists, pa.array(others, NUMBERS))
+        odd = texts.filter(pa.array(~found.usual)).to_pylist()
+        return in_place(found.usual, lists, self._one_by_one(odd))
 
     def _parse(self, insides: pa.StringArray) -> pa.Int64Array:
         usual = pc.match_substring_regex(insides, f"^(?:{MEAL_PATTERN})$")
@@ -84,17 +83,23 @@ class Meals:
         numbers = recipes << _RECIPE_AT | days << _DAY_AT | servings
         return pa.array(numbers, mask=~usual.to_numpy(zero_copy_only=False))
 
-    def _numbers_of(self, meals: values.Meals) -> list[int]:
-        recipes = self._places(pa.array([recipe for _, recipe, _ in meals], pa.string())).tolist()
-        return [
-            place << _RECIPE_AT | DAY_INDEX[day] << _DAY_AT | servings
-            for place, (day, _, servings) in zip(recipes, meals, strict=True)
+    def _one_by_one(self, texts: Sequence[str | None]) -> pa.ListArray:
+        plans = [values.plan_meals(text) for text in texts]
+        # All at once: to look up one recipe costs as much as the catalogue is long.
+        ids = [recipe for meals in plans for _, recipe, _ in meals or ()]
+        places = iter(self._places(pa.array(ids, pa.string())).tolist())
+        numbers = [
+            meals and [next(places) << _RECIPE_AT | DAY_INDEX[day] << _DAY_AT | servings for day, _, servings in meals]
+            for meals in plans
         ]
+        return pa.array(numbers, NUMBERS)
 
     def _places(self, ids: pa.StringArray) -> np.ndarray:
         with self._lock:
-            new = ids.filter(pc.invert(pc.is_in(ids, self._recipes)))
-            if len(new):
-                self._recipes = pa.concat_arrays([self._recipes, new.unique()])
-            places: np.ndarray = pc.index_in(ids, self._recipes).to_numpy().astype(np.int64)
-            return places
+            places = pc.index_in(ids, self._recipes)
+            if places.null_count:
+                strangers = ids.filter(places.is_null()).unique()
+                self._recipes = pa.concat_arrays([self._recipes, strangers])
+                places = pc.index_in(ids, self._recipes)
+            found: np.ndarray = places.to_numpy().astype(np.int64)
+            return found
