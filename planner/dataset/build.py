@@ -20,8 +20,9 @@ from planner.contracts.errors import DatasetError
 from planner.contracts.example import DatasetVersion
 from planner.dataset import publish, s3, versions
 from planner.dataset.checks import CheckResult
+from planner.dataset.collect import Progress
 from planner.dataset.config import DatasetConfig
-from planner.dataset.content import Progress, write_content
+from planner.dataset.content import write_content
 from planner.dataset.reuse import Reuse
 
 

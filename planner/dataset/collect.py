@@ -9,11 +9,10 @@ The events of a table are read in pieces of its pages, so that two sessions shar
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from planner.dataset.cuts import Cuts
 from planner.dataset.earlier import EarlierRows
 from planner.dataset.meals import NUMBERS, Meals
 from planner.dataset.queries import ACCEPTED, Shard
-from planner.dataset.session import Session
+from planner.dataset.session import Session, share_out
 from planner.dataset.spool import Spool
 from planner.dataset.window import Window
 
@@ -39,14 +38,14 @@ VIEW_PARTS, MOST_PARTS = 64, 4096
 PIECES, PIECE_PAGES = 8, 100
 # PostgreSQL's minus infinity and all years before the first.
 YEAR_ONE_US = -62_135_596_800_000_000
-Told = Callable[[int, int | None, str], None]
+Progress = Callable[[int, int | None, str], None]
 
 
 def _schema(columns: str, **kinds: pa.DataType) -> pa.Schema:
     return pa.schema([(name, kinds.get(name, pa.string())) for name in columns.split()])
 
 
-_TIME, _NUMBER, _ID = pa.timestamp("us", tz="UTC"), pa.int64(), pa.binary(16)
+_NUMBER, _ID = pa.int64(), pa.binary(16)
 SCHEMAS = {
     "events": _schema(
         "id h p time kind edit meals policy workflow mode x",
@@ -96,7 +95,7 @@ def collected(
     pages: tuple[int | None, int],
     meals: Meals,
     folder: Path,
-    told: Told,
+    told: Progress,
 ) -> Iterator[Collected]:
     """Read the tables; the files go when the block ends.
 
@@ -121,12 +120,12 @@ def collected(
         }
         found = Collected(spools, num_parts)
         reading = _Reading(found, window, meals, told)
-        work: queue.SimpleQueue[Callable[[Session], None]] = queue.SimpleQueue()
-        for table, query, what in _queries(window, shard, earlier is not None, pages[0]):
-            work.put(lambda session, t=table, q=query, w=what: reading.read(session, t, q, w))  # type: ignore[misc]
+        steps: list[Callable[[Session], None]] = [
+            partial(reading.read, *asked) for asked in _queries(window, shard, earlier is not None, pages[0])
+        ]
         if earlier is not None:
-            work.put(lambda _: reading.read_earlier(earlier))
-        _work_off(work, sessions, reading.stopped)
+            steps.append(lambda _: reading.read_earlier(earlier))
+        share_out(steps, sessions)
         yield found
 
 
@@ -149,49 +148,15 @@ def _queries(window: Window, shard: Shard, with_xmin: bool, pages: int | None) -
     yield "households", queries.households_query(shard, with_xmin=with_xmin), "reading the households"
 
 
-def _work_off(
-    work: queue.SimpleQueue[Callable[[Session], None]], sessions: Sequence[Session], stopped: threading.Event
-) -> None:
-    """Each session takes the next piece of work; the first error ends all of them."""
-
-    def run(session: Session) -> None:
-        while not stopped.is_set():
-            try:
-                step = work.get_nowait()
-            except queue.Empty:
-                return
-            step(session)
-
-    run_beside([lambda s=session: run(s) for session in sessions], sessions, stopped)  # type: ignore[misc]
-
-
-def run_beside(jobs: Sequence[Callable[[], None]], sessions: Sequence[Session], stopped: threading.Event) -> None:
-    """Run the jobs in a thread each; where one fails, `stopped` is set, queries are cancelled and it is raised."""
-    with ThreadPoolExecutor(len(jobs), "rows") as pool:
-        futures = [pool.submit(job) for job in jobs]
-        try:
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
-        except BaseException:
-            stopped.set()
-            while wait(futures, timeout=0.05).not_done:  # a query may begin between two looks
-                for session in sessions:
-                    session.cancel()
-            raise
-
-
 class _Reading:
     """Batches on their way to the spools."""
 
-    def __init__(self, found: Collected, window: Window, meals: Meals, told: Told) -> None:
+    def __init__(self, found: Collected, window: Window, meals: Meals, told: Progress) -> None:
         self._found, self._window, self._meals, self._told = found, window, meals, told
-        self._lock, self.stopped = threading.Lock(), threading.Event()
-        self._num_events = 0
+        self._lock, self._num_events = threading.Lock(), 0
 
-    def read(self, session: Session, table: str, query: str, what: str) -> None:
+    def read(self, table: str, query: str, what: str, session: Session) -> None:
         for batch in session.read(query, what):
-            if self.stopped.is_set():
-                return
             rows = self._events(batch) if table == "events" else _as_schema(batch, self._found.schema(table))
             self._put(table, rows)
             if table == "events":

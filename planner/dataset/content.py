@@ -22,6 +22,7 @@ from planner.contracts.errors import DatasetError
 from planner.dataset import versions
 from planner.dataset.card import card_html
 from planner.dataset.checks import CheckResult, file_facts, require_checks, run_checks
+from planner.dataset.collect import Progress
 from planner.dataset.config import DatasetConfig
 from planner.dataset.counts import Counts
 from planner.dataset.database import connect, index_warning, query_error, require_tables, unindexed_tables
@@ -34,7 +35,6 @@ from planner.dataset.summary import Profile, profile_of, summary_text
 from planner.dataset.tally import Tally
 from planner.dataset.write import described_schema, num_leaf_fields, read_recipes, write_recipes
 
-Progress = Callable[[int, int | None, str], None]
 _MODEL = "planner_model"
 
 

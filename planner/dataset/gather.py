@@ -20,6 +20,7 @@ from psycopg2.extensions import connection as Connection
 
 from planner.contracts.errors import DatabaseError, DatasetError
 from planner.dataset import versions
+from planner.dataset.collect import Progress
 from planner.dataset.config import DatasetConfig
 from planner.dataset.counts import Counts
 from planner.dataset.database import connect, masked, query_error, require_tables
@@ -32,7 +33,6 @@ from planner.dataset.shards import ShardResult, run_shards, shard_numbers, shard
 from planner.dataset.window import Window
 from planner.dataset.write import write_training
 
-Progress = Callable[[int, int | None, str], None]
 REPLAY_TIMEOUT_S = 60
 
 

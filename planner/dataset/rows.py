@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ import pyarrow as pa
 from planner.contracts.errors import DatabaseError
 from planner.dataset import queries
 from planner.dataset.arrays import halves_of
-from planner.dataset.assemble import PARTS_OF_ROWS, Made, make_rows, whole_rows
-from planner.dataset.collect import Collected, Told, collected, run_beside
+from planner.dataset.assemble import PARTS_OF_ROWS, make_rows, whole_rows
+from planner.dataset.collect import Collected, Progress, collected
 from planner.dataset.columns import item_objects
 from planner.dataset.counts import Counts
 from planner.dataset.earlier import EarlierRows
@@ -30,7 +30,7 @@ from planner.dataset.match import order_by_time
 from planner.dataset.meals import Meals
 from planner.dataset.parts import part_numbers, read_part
 from planner.dataset.queries import Shard
-from planner.dataset.session import Session, open_session
+from planner.dataset.session import Session, open_session, share_out
 from planner.dataset.sources import Freshness
 from planner.dataset.spool import Spool
 from planner.dataset.window import Window
@@ -88,7 +88,7 @@ class Built:
 
 
 @contextlib.contextmanager
-def built_rows(source: Source, folder: Path, told: Told) -> Iterator[Built]:
+def built_rows(source: Source, folder: Path, told: Progress) -> Iterator[Built]:
     """Build the rows; their files in `folder` go when the block ends.
 
     Args:
@@ -127,34 +127,21 @@ def _make_all(
     meals: Meals,
     ranges: Spool,
     bounds: np.ndarray,
-    told: Told,
+    told: Progress,
 ) -> tuple[Counts, np.ndarray]:
-    """Make the rows of all parts, each session in a thread of its own, and spool them by ranges."""
+    """Make the rows of all parts, and spool them by ranges."""
     freshness = source.earlier.fresh if source.earlier else None
-    parts = list(part_numbers(found))
-    work: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-    for numbers in parts:
-        work.put(numbers)
-    items = item_objects()
-    stopped, lock = threading.Event(), threading.Lock()
+    parts, items, lock = list(part_numbers(found)), item_objects(), threading.Lock()
     counts, reused = [found.counts], [np.empty(0, np.int64)]
 
-    def take(made: Made) -> None:
+    def make(numbers: Sequence[int], session: Session) -> None:
+        part = read_part(found, numbers)
+        made = make_rows(part, session, source.window.start_us, meals, items, freshness)
         ranges.put(np.searchsorted(bounds, made.us, side="right"), made.rows)
         with lock:
             counts.append(made.counts)
             reused.append(made.reused)
             told(len(counts) - 1, len(parts), "join the parts")
 
-    def run(session: Session) -> None:
-        while not stopped.is_set():
-            try:
-                numbers = work.get_nowait()
-            except queue.Empty:
-                return
-            part = read_part(found, numbers)
-            take(make_rows(part, session, source.window.start_us, meals, items, freshness))
-
-    jobs: list[Callable[[], None]] = [lambda s=session: run(s) for session in sessions]  # type: ignore[misc]
-    run_beside(jobs, sessions, stopped)
+    share_out([partial(make, numbers) for numbers in parts], sessions)
     return Counts.sum(counts), np.sort(np.concatenate(reused))

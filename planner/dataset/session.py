@@ -7,8 +7,11 @@ sends them. No error shows a query or a password.
 from __future__ import annotations
 
 import contextlib
+import queue
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import adbc_driver_manager
@@ -91,6 +94,37 @@ def open_session(url: str, snapshot: str) -> Session:
             ) from None
         raise _read_error(error, "taking the shared snapshot") from None
     return Session(connection)
+
+
+def share_out(steps: Iterable[Callable[[Session], None]], sessions: Sequence[Session]) -> None:
+    """Run the steps, each on the next session that is free; a session has a thread of its own.
+
+    The first error ends the others too: their queries are cancelled, and it is raised.
+    """
+    work: queue.SimpleQueue[Callable[[Session], None]] = queue.SimpleQueue()
+    for step in steps:
+        work.put(step)
+    stopped = threading.Event()
+
+    def run(session: Session) -> None:
+        while not stopped.is_set():
+            try:
+                step = work.get_nowait()
+            except queue.Empty:
+                return
+            step(session)
+
+    with ThreadPoolExecutor(len(sessions), "session") as pool:
+        futures = [pool.submit(run, session) for session in sessions]
+        try:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        except BaseException:
+            stopped.set()
+            while wait(futures, timeout=0.05).not_done:  # a query may begin between two looks
+                for session in sessions:
+                    session.cancel()
+            raise
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
