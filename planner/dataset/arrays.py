@@ -1,4 +1,4 @@
-"""Nested Arrow arrays from flat Python lists: plans and pantries. No dict per value, so wide rows stay cheap."""
+"""Arrow arrays and the numbers in them: nested lists from flat ones, ids as bytes and texts, hashes of columns."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from planner.contracts import schema
-from planner.dataset.values import Item, Meals
+from planner.dataset.values import Item
 
 Reduceat = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def plans(rows: Sequence[Meals | None]) -> pa.StructArray:
-    """`struct<meals>` per row; None is a null struct."""
-    meals = _list_of(schema.MEAL, [row or () for row in rows])
-    mask = pa.array([row is None for row in rows], pa.bool_())
-    return pa.StructArray.from_arrays([meals], fields=list(schema.PLAN), mask=mask)
 
 
 def items(rows: Sequence[Sequence[Item]]) -> pa.ListArray:

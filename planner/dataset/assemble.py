@@ -35,13 +35,10 @@ from planner.dataset.write import ROW_SCHEMA
 
 def _parts_of_rows() -> Iterator[pa.Field]:
     """The members of a row, with plans as numbers and the event's id in 16 bytes."""
-    for field in (
-        *schema.INPUT,
-        *schema.TRAINING_SCHEMA.field("target").type,
-        *schema.TRAINING_SCHEMA.field("metadata").type,
-    ):
-        kind = NUMBERS if field.type.equals(schema.PLAN) else field.type
-        yield field.with_type(pa.binary(16)) if field.name == "event_id" else field.with_type(kind)
+    for name in ("input", "target", "metadata"):
+        for field in schema.TRAINING_SCHEMA.field(name).type:
+            kind = NUMBERS if field.type.equals(schema.PLAN) else field.type
+            yield field.with_type(pa.binary(16) if field.name == "event_id" else kind)
 
 
 PARTS_OF_ROWS = pa.schema([*_parts_of_rows(), ROW_SCHEMA.field("split"), ROW_SCHEMA.field("source")])
@@ -165,15 +162,14 @@ def _fingerprints(part: Part, joined: _Joined) -> pa.Array:
         """Its id and time; at -1 what no event has."""
         return [np.append(column, -1)[at] for column in (high.view(np.int64), low.view(np.int64), events.us)]
 
-    limits = np.append(part.constraints.us, -1)[joined.limits]
     named = [
         *event(plans.generated),
         *event(plans.accepted),
         *event(joined.previous),
         np.append(part.pantries.column("id").to_numpy(), -1)[joined.pantry],
         np.append(part.pantries.us, -1)[joined.pantry],
-        np.where(joined.limits >= 0, limits, -1),
-        np.where(joined.limits >= 0, 1, 0),
+        np.append(part.constraints.us, -1)[joined.limits],
+        (joined.limits >= 0).astype(np.int64),
     ]
     return lineage.fingerprints(named, event(joined.edits), joined.edit_counts)
 

@@ -48,14 +48,8 @@ _, _O = _others(
 )
 # An edit's payload, with a comma in front of each of its members, the first one too.
 _EDIT = _O + "".join(
-    rf'(?:, "{name}": (?:null|{value}))?{_O}'
-    for name, value in (
-        ("to", _TEXT),
-        ("day", _TEXT),
-        ("from", _TEXT),
-        ("servings", r"-?\d{1,9}"),
-        ("recipe_id", _TEXT),
-    )
+    rf'(?:, "{name}": (?:null|{_WHOLE if name == "servings" else _TEXT}))?{_O}'
+    for name in ("to", "day", "from", "servings", "recipe_id")
 )
 _EDIT_MEMBERS = pa.struct(
     [*((name, pa.string()) for name in ("to", "day", "from", "recipe_id")), ("servings", pa.int32())]
@@ -114,14 +108,13 @@ def edit_column(kinds: pa.Int16Array, payloads: pa.StringArray, notes: Notes) ->
     inside = pc.binary_slice(coded.dictionary.cast(pa.binary()), 1, -1).cast(pa.string())
     members = pc.binary_join_element_wise(pa.scalar(""), inside, pa.scalar(", "))
     is_object = pc.starts_with(coded.dictionary, "{")
-    usual = pc.fill_null(pc.and_(is_object, pc.match_substring_regex(members, f"^(?:{_EDIT})$")), False)
-    given = parsed(pc.if_else(usual, inside, None), _EDIT_MEMBERS)
-    odd = np.flatnonzero(~usual.to_numpy(zero_copy_only=False))
-    if len(odd):
-        place = np.arange(len(given))
-        place[odd] = len(given) + np.arange(len(odd))
-        read = [values.edit_members(text) for text in coded.dictionary.take(pa.array(odd)).to_pylist()]
-        given = pa.concat_arrays([given, pa.array(read, _EDIT_MEMBERS)]).take(pa.array(place))
+    matches = pc.fill_null(pc.and_(is_object, pc.match_substring_regex(members, f"^(?:{_EDIT})$")), False)
+    usual = matches.to_numpy(zero_copy_only=False)
+    given = parsed(inside.filter(matches), _EDIT_MEMBERS)
+    if not usual.all():
+        odd = coded.dictionary.filter(pc.invert(matches)).to_pylist()
+        read = [values.edit_members(text) for text in odd]
+        given = in_place(usual, given, pa.array(read, _EDIT_MEMBERS))
     given = given.take(coded.indices)
     names = pa.array(list(EDIT_KINDS.values()), pa.string()).take(pc.subtract(kinds, pa.scalar(EDIT, pa.int16())))
     columns = [names]

@@ -23,7 +23,7 @@ from planner.dataset.database import query_error
 from planner.dataset.values import Notes
 
 ROW_GROUP_ROWS = 20_000
-# zstd 3 is a third slower than zstd 1 for 4 % (docs/dataset.md). Without page checksums, 172 of 300 bit flips went
+# What other levels cost is in docs/log.md. Without page checksums, 172 of 300 bit flips went
 # unnoticed.
 _FORMAT = {
     "compression": "zstd",
@@ -66,8 +66,8 @@ def write_training(
     sources: Path,
     counted: Callable[[pa.RecordBatch], None],
     written: Callable[[int], None],
-) -> int:
-    """Write the batches in row groups of 20,000 rows, however they come, and give the number of rows.
+) -> None:
+    """Write the batches in row groups of 20,000 rows, however they come.
 
     Args:
         path: of the new file with the rows.
@@ -112,7 +112,6 @@ def write_training(
             last = hand_over(waiting)
         if last is not None:
             last.result()
-    return num_rows
 
 
 def read_recipes(connection: Connection) -> tuple[pa.Table, Catalogue, Notes]:
