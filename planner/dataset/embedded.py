@@ -252,16 +252,23 @@ def _start(
 
 
 def _await_ready(server: subprocess.Popen[bytes], data: Path, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
+    """Wait as long as the server goes on; after a kill it repeats its log and tells so."""
+    written, deadline = 0, time.monotonic() + START_TIMEOUT_S
+    while server.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
             if len(lines) >= 8 and lines[0] == str(server.pid) and lines[7].strip() == "ready":
                 return
+        if (size := log.stat().st_size) > written:
+            written, deadline = size, time.monotonic() + START_TIMEOUT_S
         time.sleep(0.02)
     reason = _last_line(log.read_text(encoding="utf-8", errors="replace"))
+    if server.poll() is None:
+        raise EmbeddedServerError(
+            f"The embedded PostgreSQL in {data} was silent for {START_TIMEOUT_S:g} s while it started: {reason}. Run "
+            f"again on a less busy machine; {log} has the rest.",
+            folder=data,
+        )
     raise EmbeddedServerError(
         f"The embedded PostgreSQL in {data} did not start: {reason}. See {log}; if the data cannot be saved, remove "
         f"{data} and the next run makes a new one.",

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from planner.contracts.errors import EmbeddedServerError
+from planner.dataset import embedded
 from planner.dataset.database import connect
 from planner.dataset.embedded import embedded_postgres, server_folder
 
@@ -137,3 +139,40 @@ def test_folder_that_is_a_file_is_a_clear_error(folder: Path) -> None:
     folder.write_text("")
     with pytest.raises(EmbeddedServerError, match="cannot be used"), embedded_postgres(folder):
         pass
+
+
+# Stands for a server in recovery: a real one needs gigabytes of log to take longer than a start may.
+RECOVERING = """
+import os, sys, time
+for seconds in range(int(sys.argv[2])):
+    print(f"LOG:  redo in progress, elapsed time: {seconds} s", flush=True)
+    time.sleep(0.3)
+if sys.argv[3] == "ready":
+    open(sys.argv[1], "w").write("\\n".join([str(os.getpid()), *"234567", "ready"]) + "\\n")
+time.sleep(60)
+"""
+
+
+def recovering(folder: Path, lines: int, end: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", RECOVERING, str(folder / "postmaster.pid"), str(lines), end]
+    with (folder / "server.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log)
+
+
+@pytest.mark.parametrize("end", ["ready", "silent"])
+def test_a_server_in_recovery_is_waited_for_as_long_as_it_goes_on(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "START_TIMEOUT_S", 3.0)
+    began, server = time.monotonic(), recovering(tmp_path, 15, end)
+    try:
+        if end == "ready":
+            embedded._await_ready(server, tmp_path, tmp_path / "server.log")
+        else:
+            with pytest.raises(EmbeddedServerError, match=r"silent for 3 s.*redo in progress") as failed:
+                embedded._await_ready(server, tmp_path, tmp_path / "server.log")
+            assert "remove" not in str(failed.value)
+    finally:
+        server.kill()
+        server.wait()
+    assert time.monotonic() - began > 4
