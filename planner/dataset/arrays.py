@@ -36,6 +36,13 @@ def per_list(lists: pa.ListArray, numbers: np.ndarray, reduceat: Reduceat) -> np
     return found
 
 
+def places_in(lengths: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Where the elements of the lists `at` stand, one list behind the other; `lengths` are of all lists."""
+    starts, chosen = (np.cumsum(lengths) - lengths)[at], lengths[at]
+    places: np.ndarray = np.arange(chosen.sum()) + np.repeat(starts - np.cumsum(chosen) + chosen, chosen)
+    return places
+
+
 def bytes_of_ids(ids: pa.FixedSizeBinaryArray) -> np.ndarray:
     """Ids of 16 bytes as a row of bytes each; none is null."""
     content = np.frombuffer(ids.buffers()[1] or b"", np.uint8).reshape(-1, 16)

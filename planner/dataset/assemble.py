@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 from planner.contracts import schema
 from planner.contracts.split import split_of
 from planner.dataset import lineage, match, queries, values
-from planner.dataset.arrays import halves_of, offsets_of, uuid_texts
+from planner.dataset.arrays import halves_of, places_in, uuid_texts
 from planner.dataset.columns import column_of, edit_column, item_column, text_column
 from planner.dataset.counts import Counts
+from planner.dataset.lists import Lists
 from planner.dataset.match import Plans
 from planner.dataset.meals import NUMBERS, Meals
 from planner.dataset.parts import Part
@@ -38,7 +39,8 @@ def _parts_of_rows() -> Iterator[pa.Field]:
     for name in ("input", "target", "metadata"):
         for field in schema.TRAINING_SCHEMA.field(name).type:
             kind = NUMBERS if field.type.equals(schema.PLAN) else field.type
-            yield field.with_type(pa.binary(16) if field.name == "event_id" else kind)
+            if field.name != "pantry":
+                yield field.with_type(pa.binary(16) if field.name == "event_id" else kind)
 
 
 PARTS_OF_ROWS = pa.schema([*_parts_of_rows(), ROW_SCHEMA.field("split"), ROW_SCHEMA.field("source")])
@@ -46,9 +48,13 @@ PARTS_OF_ROWS = pa.schema([*_parts_of_rows(), ROW_SCHEMA.field("split"), ROW_SCH
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a part: `us` are the times of `rows`, ascending, `reused` numbers of rows of the earlier version."""
+    """What came of a part: `us` are the times of `rows`, ascending, `reused` numbers of rows of the earlier version.
+
+    `items` has the pantry of each row.
+    """
 
     rows: pa.RecordBatch
+    items: Lists
     us: np.ndarray
     counts: Counts
     reused: np.ndarray
@@ -72,10 +78,8 @@ class _Joined:
         household, pantry, limits, previous = (
             column[at] for column in (self.household, self.pantry, self.limits, self.previous)
         )
-        counts, starts = self.edit_counts[at], (np.cumsum(self.edit_counts) - self.edit_counts)[at]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        edits = self.edits[np.repeat(starts, counts) + within]
-        return _Joined(plans, household, pantry, limits, previous, edits, counts)
+        edits = self.edits[places_in(self.edit_counts, at)]
+        return _Joined(plans, household, pantry, limits, previous, edits, self.edit_counts[at])
 
 
 def make_rows(
@@ -108,16 +112,17 @@ def make_rows(
     chosen = chosen[np.argsort(joined.plans.accepted[chosen])]
     joined = joined.take(chosen)
     rows = _rows(part, joined, meals, counts.notes)
-    rows["pantry"] = _pantry(_items(part, joined, session, items, counts.notes))
     rows["source"] = source.take(pa.array(chosen))
     batch = pa.RecordBatch.from_arrays([rows[name] for name in PARTS_OF_ROWS.names], schema=PARTS_OF_ROWS)
-    return Made(batch, events.us[joined.plans.accepted], counts, reused)
+    pantries = _items(part, joined, session, items, counts.notes)
+    return Made(batch, pantries, events.us[joined.plans.accepted], counts, reused)
 
 
-def whole_rows(parts: pa.RecordBatch, meals: Meals) -> pa.RecordBatch:
-    """Rows of `ROW_SCHEMA` from their parts."""
-    made = {name: parts.column(name) for name in parts.schema.names}
+def whole_rows(parts: pa.Table, items: Lists, meals: Meals) -> pa.RecordBatch:
+    """Rows of `ROW_SCHEMA` from their parts and the items of their pantries."""
+    made = {name: column_of(parts.column(name)) for name in parts.column_names}
     made["event_id"] = uuid_texts(made["event_id"])
+    made["pantry"] = pa.StructArray.from_arrays([items.whole()], fields=list(schema.INPUT.field("pantry").type))
     for name in ("previous_plan", "accepted_plan", "generated_plan"):
         made[name] = meals.plans(made[name])
     columns = [
@@ -217,8 +222,8 @@ def _count_late(part: Part, joined: _Joined, counts: Counts) -> None:
         setattr(counts, name, getattr(counts, name) + int(np.count_nonzero(column[at[has]] > bound[has])))
 
 
-def _items(part: Part, joined: _Joined, session: Session, items: Objects, notes: Notes) -> pa.ListArray:
-    """The items of each row's snapshot, each snapshot fetched once; null where there is none."""
+def _items(part: Part, joined: _Joined, session: Session, items: Objects, notes: Notes) -> Lists:
+    """The items of each row's snapshot, each snapshot fetched once; none where there is none."""
     ids = part.pantries.column("id").to_numpy()
     wanted = np.unique(ids[joined.pantry[joined.pantry >= 0]])
     found_ids, texts = [np.empty(0, np.int64)], [pa.array([], pa.string())]
@@ -232,7 +237,7 @@ def _items(part: Part, joined: _Joined, session: Session, items: Objects, notes:
     asked = np.append(ids, -1)[joined.pantry]
     place = np.searchsorted(fetched[order], asked)
     place = np.append(order, -1)[np.where(joined.pantry >= 0, place, len(order))]
-    return lists.take(pa.array(place, mask=place < 0))
+    return lists.take(place)
 
 
 def _rows(part: Part, joined: _Joined, meals: Meals, notes: Notes) -> dict[str, pa.Array]:
@@ -277,11 +282,6 @@ def _household(home: dict[str, pa.Array], notes: Notes) -> pa.StructArray:
         _each(home["restrictions"], values.json_texts, schema.TEXTS, notes),
     ]
     return pa.StructArray.from_arrays(members, fields=list(schema.HOUSEHOLD))
-
-
-def _pantry(items: pa.ListArray) -> pa.StructArray:
-    empty = pa.ListArray.from_arrays(offsets_of(items), items.flatten()) if items.null_count else items
-    return pa.StructArray.from_arrays([empty], fields=list(schema.INPUT.field("pantry").type))
 
 
 def _constraints(part: Part, at: np.ndarray, notes: Notes) -> pa.StructArray:

@@ -8,7 +8,6 @@ they are flat.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pyarrow.json as pajson
 from planner.contracts import schema
 from planner.contracts.plan import WEEKDAYS
 from planner.dataset import arrays, values
+from planner.dataset.lists import Lists
 from planner.dataset.pieces import Objects, in_place
 from planner.dataset.queries import EDIT, EDIT_KINDS
 from planner.dataset.values import Notes
@@ -56,21 +56,6 @@ _EDIT_MEMBERS = pa.struct(
 )
 
 
-@dataclass(frozen=True)
-class Lists:
-    """Lists of structs in which each distinct struct stands once: `codes` say which of `values`; null is no list."""
-
-    codes: pa.ListArray
-    values: pa.StructArray
-
-    def take(self, places: pa.Array) -> pa.ListArray:
-        """The lists at the places, with the structs themselves."""
-        codes = self.codes.take(places)
-        mask = codes.is_null() if codes.null_count else None
-        flat = self.values.take(codes.flatten())
-        return pa.ListArray.from_arrays(arrays.offsets_of(codes), flat, mask=mask)
-
-
 def item_objects() -> Objects:
     """The items that a build reads."""
     return Objects(_items)
@@ -81,12 +66,12 @@ def item_column(texts: pa.StringArray, objects: Objects, notes: Notes) -> Lists:
     found = objects.find(pc.fill_null(texts, ""))
     lists = pa.ListArray.from_arrays(pa.array(found.starts), pa.array(found.codes))
     if found.usual.all():
-        return Lists(lists, found.values)
+        return Lists.of(lists, found.values)
     odd = texts.filter(pa.array(~found.usual)).to_pylist()
     rest = arrays.items([values.pantry_items(text, notes) for text in odd])
     numbers = np.arange(len(found.values), len(found.values) + len(rest.flatten()), dtype=np.int32)
     more = pa.ListArray.from_arrays(arrays.offsets_of(rest), pa.array(numbers))
-    return Lists(in_place(found.usual, lists, more), pa.concat_arrays([found.values, rest.flatten()]))
+    return Lists.of(in_place(found.usual, lists, more), pa.concat_arrays([found.values, rest.flatten()]))
 
 
 def _items(insides: pa.StringArray) -> pa.StructArray:

@@ -94,24 +94,16 @@ def _pieces(texts: pa.StringArray) -> tuple[pa.StringArray, np.ndarray]:
         return pa.array([], pa.string()), np.zeros(len(texts) + 1, np.int32)
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
     begins = offsets[:-1] - offsets[0] + len("[{")
-    braces = _places(content, ord("{"))
-    braces = braces[braces >= 3]
-    closed, comma, space = (content[braces - back] == ord(sign) for back, sign in ((3, "}"), (2, ","), (1, " ")))
-    between = braces[closed & comma & space]
-    cuts = np.sort(np.concatenate([begins, between + 1]), kind="stable").astype(np.int32)
+    braces = np.flatnonzero(content == ord("{"))
+    # The first one, which has nothing in front of it, begins a text.
+    cut, *more = (content[braces - back] == ord(sign) for back, sign in ((3, "}"), (2, ","), (1, " ")))
+    for matches in more:
+        cut &= matches
+    cut[np.searchsorted(braces, begins - 1)] = True
+    cuts = (braces[cut] + 1).astype(np.int32)
     places = np.append(cuts, np.int32(len(content)))
     pieces = pa.StringArray.from_buffers(len(cuts), pa.py_buffer(places), pa.py_buffer(content))
     return pieces, np.append(np.searchsorted(cuts, begins), len(cuts)).astype(np.int32)
-
-
-def _places(content: np.ndarray, byte: int) -> np.ndarray:
-    """Where the byte stands, which is rare: eight bytes are looked at at once."""
-    found = np.zeros(-(-len(content) // 8) * 8, bool)
-    np.equal(content, byte, out=found[: len(content)])
-    words = np.flatnonzero(found.view(np.uint64))
-    at, within = np.nonzero(found.reshape(-1, 8)[words])
-    places: np.ndarray = words[at] * 8 + within
-    return places
 
 
 def _insides(pieces: pa.StringArray) -> pa.StringArray:

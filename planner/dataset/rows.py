@@ -18,14 +18,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from planner.contracts import schema
 from planner.contracts.errors import DatabaseError
 from planner.dataset import queries
 from planner.dataset.arrays import halves_of
 from planner.dataset.assemble import PARTS_OF_ROWS, make_rows, whole_rows
 from planner.dataset.collect import Collected, Progress, collected
-from planner.dataset.columns import item_objects
+from planner.dataset.columns import column_of, item_objects
 from planner.dataset.counts import Counts
 from planner.dataset.earlier import EarlierRows
+from planner.dataset.lists import Lists
 from planner.dataset.match import order_by_time
 from planner.dataset.meals import Meals
 from planner.dataset.parts import part_numbers, read_part
@@ -34,6 +36,7 @@ from planner.dataset.session import Session, open_session, share_out
 from planner.dataset.sources import Freshness
 from planner.dataset.spool import Spool
 from planner.dataset.window import Window
+from planner.dataset.write import ROW_GROUP_ROWS
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class Source:
                    tuple(value["known"]), earlier)  # fmt: skip
 
 
+ITEMS = pa.schema([("items", pa.list_(pa.int32())), ("distinct", pa.list_(schema.ITEM))])
+NO_ITEMS = Lists.of(pa.array([], pa.list_(pa.int32())), pa.array([], schema.ITEM))
+
+
 @dataclass(frozen=True)
 class Built:
     """The rows that were built, on disk by ranges of time; `reused` numbers the earlier version's rows, ascending."""
@@ -78,13 +85,25 @@ class Built:
     meals: Meals
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows in the order of the file, a range at a time."""
+        """The rows in the order of the file, a row group at a time."""
+        rows, items = PARTS_OF_ROWS.empty_table(), NO_ITEMS
         for number in range(self.num_ranges):
-            parts = self.ranges.read(number).combine_chunks()
-            if len(parts):
-                us = parts.column("timestamp").chunk(0).cast(pa.int64()).to_numpy()
-                order = order_by_time(us, *halves_of(parts.column("event_id").chunk(0)))
-                yield whole_rows(parts.to_batches()[0].take(pa.array(order)), self.meals)
+            more, more_items = self._range(number)
+            rows, items = pa.concat_tables([rows, more]), Lists.concat([items, more_items])
+            while len(rows) >= ROW_GROUP_ROWS:
+                first, rest = items.slices([ROW_GROUP_ROWS, len(rows)])
+                yield whole_rows(rows.slice(0, ROW_GROUP_ROWS), first, self.meals)
+                rows, items = rows.slice(ROW_GROUP_ROWS), rest.distinct()
+        if len(rows):
+            yield whole_rows(rows, items, self.meals)
+
+    def _range(self, number: int) -> tuple[pa.Table, Lists]:
+        """The rows of a range in order, and the items of their pantries."""
+        found = self.ranges.read(number).combine_chunks()
+        us = column_of(found.column("timestamp")).cast(pa.int64()).to_numpy()
+        order = order_by_time(us, *halves_of(column_of(found.column("event_id"))))
+        items = Lists.of_columns(*(column_of(found.column(name)) for name in ITEMS.names))
+        return found.select(PARTS_OF_ROWS.names).take(pa.array(order)), items.take(order)
 
 
 @contextlib.contextmanager
@@ -100,7 +119,7 @@ def built_rows(source: Source, folder: Path, told: Progress) -> Iterator[Built]:
         DatabaseError: the server refused or went away, or the snapshot is gone.
     """
     meals = Meals(source.known)
-    with contextlib.closing(Spool(folder / "rows", PARTS_OF_ROWS)) as ranges:
+    with contextlib.closing(Spool(folder / "rows", pa.schema([*PARTS_OF_ROWS, *ITEMS]))) as ranges:
         with _sessions(source) as sessions:
             (pages,) = sessions[0].read(queries.PAGES, "looking at the table exp.events")
             size = pages.column("pages")[0].as_py(), pages.column("size")[0].as_py()
@@ -137,7 +156,12 @@ def _make_all(
     def make(numbers: Sequence[int], session: Session) -> None:
         part = read_part(found, numbers)
         made = make_rows(part, session, source.window.start_us, meals, items, freshness)
-        ranges.put(np.searchsorted(bounds, made.us, side="right"), made.rows)
+        groups = np.searchsorted(bounds, made.us, side="right")
+        starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist()
+        ends = [*starts[1:], len(groups)] if starts else []
+        for low, high, pantries in zip(starts, ends, made.items.slices(ends), strict=True):
+            columns = [*made.rows.slice(low, high - low).columns, *pantries.distinct().columns()]
+            ranges.write(int(groups[low]), pa.RecordBatch.from_arrays(columns, schema=ranges.schema))
         with lock:
             counts.append(made.counts)
             reused.append(made.reused)

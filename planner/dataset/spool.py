@@ -41,7 +41,18 @@ class Spool:
             groups, batch = groups[order], batch.take(pa.array(order))
         starts = np.flatnonzero(np.diff(groups, prepend=-1))
         for low, high in zip(starts, [*starts[1:], len(groups)], strict=True):
-            self._write(int(groups[low]), batch.slice(low, high - low))
+            self.write(int(groups[low]), batch.slice(low, high - low))
+
+    def write(self, group: int, rows: pa.RecordBatch) -> None:
+        """Write rows of one group."""
+        message = rows.serialize()
+        with self._lock:
+            place, self._end = self._end, self._end + message.size
+            self._places[group].extend((place, message.size))
+            self._num_rows[group] += rows.num_rows
+        view, done = memoryview(message), 0
+        while done < len(view):
+            done += os.pwrite(self._file.fileno(), view[done:], place + done)
 
     def counts(self) -> dict[int, int]:
         """Rows by group."""
@@ -59,13 +70,3 @@ class Spool:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def _write(self, group: int, rows: pa.RecordBatch) -> None:
-        message = rows.serialize()
-        with self._lock:
-            place, self._end = self._end, self._end + message.size
-            self._places[group].extend((place, message.size))
-            self._num_rows[group] += rows.num_rows
-        view, done = memoryview(message), 0
-        while done < len(view):
-            done += os.pwrite(self._file.fileno(), view[done:], place + done)

@@ -20,6 +20,7 @@ from planner.dataset import collect, columns, cuts, parts, pieces, session, valu
 from planner.dataset import rows as rows_
 from planner.dataset.build import build_dataset
 from planner.dataset.database import connect
+from planner.dataset.lists import Lists
 from planner.dataset.meals import Meals
 from planner.dataset.queries import EDIT_KINDS
 from planner.dataset.session import Session, open_session
@@ -31,8 +32,8 @@ from tests.dataset.payloads import EDIT, KNOWN, MEALS, PANTRY, QUOTED, SCALARS
 LOST_EDITS = "edit values that are missing or malformed (null)"
 
 
-def whole(lists: columns.Lists) -> list[Any]:
-    return lists.take(pa.array(range(len(lists.codes)), pa.int64())).to_pylist()
+def whole(lists: Lists) -> list[Any]:
+    return lists.whole().to_pylist()
 
 
 @settings(max_examples=400, deadline=None)
