@@ -43,6 +43,13 @@ def places_in(lengths: np.ndarray, at: np.ndarray) -> np.ndarray:
     return places
 
 
+def masked(texts: pa.StringArray, keep: np.ndarray) -> pa.StringArray:
+    """The texts where `keep` is true, null elsewhere; their bytes are not copied."""
+    valid = np.concatenate([np.zeros(texts.offset, bool), keep & texts.is_valid().to_numpy(zero_copy_only=False)])
+    buffers = [pa.array(valid).buffers()[1], *texts.buffers()[1:]]
+    return pa.StringArray.from_buffers(len(texts), *buffers[1:], buffers[0], -1, texts.offset)
+
+
 def bytes_of_ids(ids: pa.FixedSizeBinaryArray) -> np.ndarray:
     """Ids of 16 bytes as a row of bytes each; none is null."""
     content = np.frombuffer(ids.buffers()[1] or b"", np.uint8).reshape(-1, 16)

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from planner.dataset import queries
-from planner.dataset.arrays import ends_of, mixed
+from planner.dataset.arrays import ends_of, masked, mixed
 from planner.dataset.counts import Counts
 from planner.dataset.cuts import Cuts
 from planner.dataset.earlier import EarlierRows
 from planner.dataset.meals import NUMBERS, Meals
-from planner.dataset.queries import ACCEPTED, Shard
+from planner.dataset.queries import ACCEPTED, EDIT, Shard
 from planner.dataset.session import Session, share_out
 from planner.dataset.spool import Spool
 from planner.dataset.window import Window
@@ -174,8 +174,9 @@ class _Reading:
     def _events(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Usable events with their plans read."""
         rows = self._usable(batch)
-        meals = self._meals.read(rows.column("meals").cast(pa.string()))
-        return _as_schema(rows, self._found.schema("events"), {"meals": meals})
+        body, is_plan = rows.column("body").cast(pa.string()), rows.column("kind").to_numpy() < EDIT
+        more = {"meals": self._meals.read(masked(body, is_plan)), "edit": masked(body, ~is_plan)}
+        return _as_schema(rows, self._found.schema("events"), more)
 
     def _usable(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Events that belong to a plan and a time; the others are counted."""

@@ -80,7 +80,8 @@ def latest_as_of(home: _Numbers, us: _Numbers, at_home: _Numbers, at_us: _Number
         at_home: of the asked times.
         at_us: the asked times; an entry of this very time is not newer.
     """
-    low, high = np.searchsorted(home, at_home), np.searchsorted(home, at_home, side="right")
+    begins = np.searchsorted(home, np.arange(at_home.max(initial=-1) + 2))
+    low, high = begins[at_home], begins[at_home + 1]
     begin = low
     while len(home):
         open_ = low < high

@@ -143,13 +143,12 @@ def _values_at(codes: np.ndarray, names: list[str], values: dict[str, float]) ->
     return found
 
 
-def _count_nulls(values: pa.Array, path: str, nulls: Counter[str]) -> None:
-    if values.null_count:
-        if path not in NULLABLE:
-            nulls[path] += values.null_count
-        values = values.drop_null()
+def _count_nulls(values: pa.Array, path: str, nulls: Counter[str], missing: int = 0) -> None:
+    """Count nulls where the contract has none; `missing` of them are within parents that are null themselves."""
+    if values.null_count > missing and path not in NULLABLE:
+        nulls[path] += values.null_count - missing
     if pa.types.is_struct(values.type):
-        for index, field in enumerate(values.type):
-            _count_nulls(values.field(index), f"{path}.{field.name}", nulls)
+        for field, column in zip(values.type, values.flatten(), strict=True):  # null where the struct is null
+            _count_nulls(column, f"{path}.{field.name}", nulls, values.null_count)
     elif pa.types.is_list(values.type):
         _count_nulls(values.flatten(), f"{path}.element", nulls)
