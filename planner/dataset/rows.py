@@ -126,6 +126,7 @@ def built_rows(source: Source, folder: Path, told: Progress) -> Iterator[Built]:
             with collected(sessions, source.window, source.shard, source.earlier, size, meals, folder, told) as found:
                 bounds = found.cuts.bounds()
                 counts, reused = _make_all(source, found, sessions, meals, ranges, bounds, told)
+        pa.default_memory_pool().release_unused()  # what parts took, before rows are written
         yield Built(counts, reused, ranges, len(bounds) + 1, meals)
 
 
