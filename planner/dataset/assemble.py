@@ -20,6 +20,7 @@ from planner.contracts import schema
 from planner.contracts.split import split_of
 from planner.dataset import lineage, match, queries, values
 from planner.dataset.arrays import halves_of, places_in, uuid_texts
+from planner.dataset.coded import as_type
 from planner.dataset.columns import column_of, edit_column, item_column, text_column
 from planner.dataset.counts import Counts
 from planner.dataset.lists import Lists
@@ -31,7 +32,7 @@ from planner.dataset.queries import ACCEPTED
 from planner.dataset.session import Session
 from planner.dataset.sources import Freshness
 from planner.dataset.values import Notes
-from planner.dataset.write import ROW_SCHEMA
+from planner.dataset.write import ROW_SCHEMA, WRITTEN_SCHEMA
 
 
 def _parts_of_rows() -> Iterator[pa.Field]:
@@ -118,20 +119,22 @@ def make_rows(
     return Made(batch, pantries, events.us[joined.plans.accepted], counts, reused)
 
 
-def whole_rows(parts: pa.Table, items: Lists, meals: Meals) -> pa.RecordBatch:
-    """Rows of `ROW_SCHEMA` from their parts and the items of their pantries."""
+def whole_rows(parts: pa.Table, pantries: pa.ListArray, meals: Meals) -> pa.RecordBatch:
+    """Rows of `WRITTEN_SCHEMA` from their parts and their pantries' items."""
     made = {name: column_of(parts.column(name)) for name in parts.column_names}
     made["event_id"] = uuid_texts(made["event_id"])
-    made["pantry"] = pa.StructArray.from_arrays([items.whole()], fields=list(schema.INPUT.field("pantry").type))
+    made["pantry"] = pa.StructArray.from_arrays([pantries], ["items"])
     for name in ("previous_plan", "accepted_plan", "generated_plan"):
         made[name] = meals.plans(made[name])
     columns = [
-        pa.StructArray.from_arrays([made[member.name] for member in field.type], fields=list(field.type))
+        pa.StructArray.from_arrays(
+            [as_type(made[member.name], member.type) for member in field.type], fields=list(field.type)
+        )
         if pa.types.is_struct(field.type)
-        else made[field.name]
-        for field in ROW_SCHEMA
+        else as_type(made[field.name], field.type)
+        for field in WRITTEN_SCHEMA
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=ROW_SCHEMA)
+    return pa.RecordBatch.from_arrays(columns, schema=WRITTEN_SCHEMA)
 
 
 def _candidates(part: Part, plans: Plans, counts: Counts) -> _Joined:

@@ -35,7 +35,7 @@ PART_BYTES = 32 << 20
 # Of a view nobody knows how large it is.
 VIEW_PARTS, MOST_PARTS = 64, 4096
 # Pieces of a table that has at least so many pages for each of them.
-PIECES, PIECE_PAGES = 8, 100
+PIECES, PIECE_PAGES = 16, 100
 # PostgreSQL's minus infinity and all years before the first.
 YEAR_ONE_US = -62_135_596_800_000_000
 Progress = Callable[[int, int | None, str], None]
@@ -136,16 +136,16 @@ def _num_parts(pages: tuple[int | None, int], shard: Shard) -> int:
 
 
 def _queries(window: Window, shard: Shard, with_xmin: bool, pages: int | None) -> Iterator[tuple[str, str, str]]:
-    """Table, query, and what is being done, the long ones first."""
+    """Table, query, and what is being done; the pieces of the events last, so that all sessions end at about once."""
     end = window.end_us
+    yield "pantries", queries.pantries_query(end, shard, with_xmin=with_xmin), "reading the pantries' times"
+    yield "constraints", queries.constraints_query(end, shard, with_xmin=with_xmin), "reading the constraints"
+    yield "households", queries.households_query(shard, with_xmin=with_xmin), "reading the households"
     pieces = PIECES if pages is not None and pages >= PIECE_PAGES * PIECES else 1
     cuts = [None, *(pages * n // pieces for n in range(1, pieces) if pages is not None), None]
     for low, high in zip(cuts, cuts[1:], strict=False):
         query = queries.events_query(end, shard, pages=(low, high), with_xmin=with_xmin)
         yield "events", query, "reading the events"
-    yield "pantries", queries.pantries_query(end, shard, with_xmin=with_xmin), "reading the pantries' times"
-    yield "constraints", queries.constraints_query(end, shard, with_xmin=with_xmin), "reading the constraints"
-    yield "households", queries.households_query(shard, with_xmin=with_xmin), "reading the households"
 
 
 class _Reading:

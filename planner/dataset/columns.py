@@ -64,14 +64,16 @@ def item_objects() -> Objects:
 def item_column(texts: pa.StringArray, objects: Objects, notes: Notes) -> Lists:
     """The items of the texts in their order, empty where a text is no list; what did not fit is counted in `notes`."""
     found = objects.find(pc.fill_null(texts, ""))
-    lists = pa.ListArray.from_arrays(pa.array(found.starts), pa.array(found.codes))
+    own = found.values.slice(found.num_kept)
+    numbers = np.where(found.codes < found.num_kept, ~found.codes, found.codes - np.int32(found.num_kept))
+    lists = pa.ListArray.from_arrays(pa.array(found.starts), pa.array(numbers))
     if found.usual.all():
-        return Lists.of(lists, found.values)
+        return Lists.of(lists, own)
     odd = texts.filter(pa.array(~found.usual)).to_pylist()
     rest = arrays.items([values.pantry_items(text, notes) for text in odd])
-    numbers = np.arange(len(found.values), len(found.values) + len(rest.flatten()), dtype=np.int32)
+    numbers = np.arange(len(own), len(own) + len(rest.flatten()), dtype=np.int32)
     more = pa.ListArray.from_arrays(arrays.offsets_of(rest), pa.array(numbers))
-    return Lists.of(in_place(found.usual, lists, more), pa.concat_arrays([found.values, rest.flatten()]))
+    return Lists.of(in_place(found.usual, lists, more), pa.concat_arrays([own, rest.flatten()]))
 
 
 def _items(insides: pa.StringArray) -> pa.StructArray:

@@ -1,7 +1,7 @@
 """Lists of structs in which each distinct struct stands once: small while a build works with them.
 
 Texts are copied where rows are put in order, written to disk and read back, and the same few stand in list after list,
-so until they are written lists hold numbers.
+so until they are written lists hold numbers: of structs that the whole build keeps (`pieces.py`), or of their own.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ import numpy as np
 import pyarrow as pa
 
 from planner.dataset.arrays import offsets_of, places_in
+from planner.dataset.coded import taken
 
 
 @dataclass(frozen=True)
 class Lists:
-    """How long each list is, and for the elements of all, list by list, which of `values` (structs) they are."""
+    """How long each list is, and for the elements of all, list by list, what they are.
+
+    A number of 0 or more is a place in `values` (structs), a negative one the complement (`~`) of a place among those
+    that are kept for all lists.
+    """
 
     lengths: np.ndarray
     numbers: np.ndarray
@@ -33,15 +38,15 @@ class Lists:
         """Of what `columns` gave, or of several such pairs, one behind the other."""
         found, starts = cls.of(numbers, values.flatten()), offsets_of(values).to_numpy()
         first = np.maximum.accumulate(np.where(np.diff(starts), starts[:-1], 0))
-        return cls(found.lengths, found.numbers + np.repeat(first, found.lengths), found.values)
+        return found._shifted(np.repeat(first, found.lengths)) if len(found.values) else found
 
     @classmethod
     def concat(cls, parts: Sequence[Lists]) -> Lists:
         """One behind the other."""
-        starts = np.cumsum([0, *(len(part.values) for part in parts)])
+        starts = np.cumsum([0, *(len(part.values) for part in parts)], dtype=np.int32)
         return cls(
             np.concatenate([part.lengths for part in parts]),
-            np.concatenate([part.numbers + start for part, start in zip(parts, starts, strict=False)]),
+            np.concatenate([part._shifted(start).numbers for part, start in zip(parts, starts, strict=False)]),
             pa.concat_arrays([part.values for part in parts]),
         )
 
@@ -60,22 +65,44 @@ class Lists:
 
     def distinct(self) -> Lists:
         """The same lists, with no more values than they have."""
-        place, order = np.empty(len(self.values), np.int32), np.arange(len(self.numbers), dtype=np.int32)
-        place[self.numbers] = order
-        used = self.numbers[place[self.numbers] == order]
-        place[used] = order[: len(used)]
-        return Lists(self.lengths, place[self.numbers], self.values.take(pa.array(used)))
+        if not len(self.values):
+            return self
+        numbers, own = self.numbers.copy(), self.numbers >= 0
+        used, places = _as_named(numbers[own], len(self.values))
+        numbers[own] = places[numbers[own]]
+        return Lists(self.lengths, numbers, self.values.take(pa.array(used)))
 
     def columns(self) -> tuple[pa.ListArray, pa.ListArray]:
         """To lie in a file beside their rows: lists of numbers, and all values, in the first row's list."""
-        offsets = np.append(0, np.cumsum(self.lengths)).astype(np.int32)
-        first = np.where(np.arange(len(offsets)) > 0, len(self.values), 0).astype(np.int32)
+        first = np.where(np.arange(len(self.lengths) + 1) > 0, len(self.values), 0).astype(np.int32)
         return (
-            pa.ListArray.from_arrays(pa.array(offsets), pa.array(self.numbers.astype(np.int32))),
+            pa.ListArray.from_arrays(self._offsets(), pa.array(self.numbers.astype(np.int32))),
             pa.ListArray.from_arrays(pa.array(first), self.values),
         )
 
-    def whole(self) -> pa.ListArray:
-        """The lists with the structs themselves."""
-        offsets = pa.array(np.append(0, np.cumsum(self.lengths)).astype(np.int32))
-        return pa.ListArray.from_arrays(offsets, self.values.take(pa.array(self.numbers)))
+    def whole(self, kept: pa.StructArray) -> pa.ListArray:
+        """The lists with the structs themselves, their texts coded; `kept` are those of all lists."""
+        values = pa.concat_arrays([kept, self.values])
+        numbers = np.where(self.numbers < 0, ~self.numbers, self.numbers + len(kept))
+        used, places = _as_named(numbers, len(values))
+        at = pa.array(places[numbers])
+        members = [taken(member, at) for member in values.take(pa.array(used)).flatten()]
+        structs = pa.StructArray.from_arrays(members, [field.name for field in values.type])
+        return pa.ListArray.from_arrays(self._offsets(), structs)
+
+    def _offsets(self) -> pa.Int32Array:
+        return pa.array(np.append(0, np.cumsum(self.lengths)).astype(np.int32))
+
+    def _shifted(self, by: np.ndarray | np.int32) -> Lists:
+        """With other values in front of theirs: so many, the same for all numbers or one for each."""
+        return Lists(self.lengths, np.where(self.numbers < 0, self.numbers, self.numbers + by), self.values)
+
+
+def _as_named(numbers: np.ndarray, num_values: int) -> tuple[np.ndarray, np.ndarray]:
+    """The values that the numbers name, in the order in which they first do, and by value its place in that order."""
+    places = np.full(num_values, -1, np.int32)
+    places[numbers[::-1]] = np.arange(len(numbers) - 1, -1, -1, dtype=np.int32)  # the last one that is written stays
+    used = np.flatnonzero(places >= 0)
+    used = used[np.argsort(places[used])]
+    places[used] = np.arange(len(used), dtype=np.int32)
+    return used, places

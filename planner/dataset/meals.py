@@ -17,6 +17,7 @@ from planner.contracts import schema
 from planner.contracts.plan import DAY_INDEX, WEEKDAYS
 from planner.dataset import values
 from planner.dataset.arrays import offsets_of, per_list
+from planner.dataset.coded import coded
 from planner.dataset.columns import MEAL_PATTERN, parsed
 from planner.dataset.pieces import Objects, in_place
 
@@ -52,15 +53,17 @@ class Meals:
         return found
 
     def plans(self, lists: pa.ListArray) -> pa.StructArray:
-        """Plans of the contract, null where there is no list."""
+        """Plans of the contract, their texts coded, null where there is no list."""
         numbers = lists.flatten().to_numpy()
-        days = pa.array(list(DAY_INDEX), pa.string()).take(pa.array(numbers >> _DAY_AT & 7))
-        recipes = self._recipes.take(pa.array(numbers >> _RECIPE_AT))
-        servings = pa.array((numbers & (1 << _DAY_AT) - 1).astype(np.int32))
-        structs = pa.StructArray.from_arrays([days, recipes, servings], fields=list(schema.MEAL))
+        members = [
+            coded(pa.array(list(DAY_INDEX), pa.string()), numbers >> _DAY_AT & 7),
+            coded(self._recipes, numbers >> _RECIPE_AT),
+            pa.array((numbers & (1 << _DAY_AT) - 1).astype(np.int32)),
+        ]
+        structs = pa.StructArray.from_arrays(members, [field.name for field in schema.MEAL])
         mask = lists.is_null() if lists.null_count else None
         meals = pa.ListArray.from_arrays(offsets_of(lists), structs, mask=mask)
-        return pa.StructArray.from_arrays([meals], fields=list(schema.PLAN), mask=mask)
+        return pa.StructArray.from_arrays([meals], ["meals"], mask=mask)
 
     def _distinct(self, texts: pa.StringArray) -> pa.ListArray:
         found = self._objects.find(texts)

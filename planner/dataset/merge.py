@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from planner.dataset.coded import rows_as
 from planner.dataset.write import ROW_SCHEMA
 
 _BATCH_ROWS = 4096
@@ -91,7 +92,7 @@ class _Head:
             batch = next(self._stream, None)
             if batch is None:
                 return False
-            self._rows = batch
+            self._rows = rows_as(batch, ROW_SCHEMA)
             self._us, self._ids = _keys(batch)
         return True
 

@@ -8,6 +8,7 @@ is outside of texts, and so on behind it. The same objects come again and again,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,40 +18,45 @@ import pyarrow.compute as pc
 
 from planner.dataset.arrays import per_list
 
-_MOST_KEPT = 1 << 17
+_MOST_KEPT, _MOST_BYTES = 1 << 17, 16 << 20
+
+
+_Kept = tuple[pa.StringArray, pa.Array]
 
 
 @dataclass(frozen=True)
 class Found:
     """What the objects of some texts are: `usual` marks the texts of the usual form, of which the rest tells.
 
-    Where the objects of each of them begin among all, and the end; which of `values` each object is.
+    Where the objects of each of them begin among all, and the end; which of `values` each object is. The first
+    `num_kept` of the values are those that `Objects` keeps, at the same places for good.
     """
 
     usual: np.ndarray
     starts: np.ndarray
     codes: np.ndarray
     values: pa.Array
+    num_kept: int
 
 
 class Objects:
-    """Objects of one kind that were read before; threads may share it.
+    """Objects of one kind, of which the first that come are kept; threads may share it.
 
     Args:
         read: gives the values of the insides of objects, null for another form than the usual one.
     """
 
     def __init__(self, read: Callable[[pa.StringArray], pa.Array]) -> None:
-        self._read = read
+        self._read, self._lock = read, threading.Lock()
         nothing = pa.array([], pa.string())
-        self._kept: tuple[pa.StringArray, pa.Array] = (nothing, read(nothing))
+        self._kept: _Kept = (nothing, read(nothing))
 
     def find(self, texts: pa.StringArray) -> Found:
         """The objects of texts; none of them is null."""
         brackets = pc.and_(pc.starts_with(texts, "[{"), pc.ends_with(texts, "}]"))
         usual = brackets.to_numpy(zero_copy_only=False).copy()
         pieces, starts = _pieces(texts if usual.all() else texts.filter(brackets))
-        codes, values = self._codes(pieces)
+        codes, values, num_kept = self._codes(pieces)
         if values.null_count:
             odd = values.is_null().to_numpy(zero_copy_only=False)[codes]
             lists = pa.ListArray.from_arrays(pa.array(starts), pa.array(codes))
@@ -58,22 +64,43 @@ class Objects:
             usual[usual] = ~is_odd
             codes = codes[np.repeat(~is_odd, np.diff(starts))]
             starts = np.append(0, np.cumsum(np.diff(starts)[~is_odd])).astype(np.int32)
-        return Found(usual, starts, codes, values)
+        return Found(usual, starts, codes, values, num_kept)
 
-    def _codes(self, pieces: pa.StringArray) -> tuple[np.ndarray, pa.Array]:
-        kept, values = self._kept
-        if len(kept) > _MOST_KEPT:
-            kept, values = kept.slice(0, 0), values.slice(0, 0)
-        codes = pc.fill_null(pc.index_in(pieces, kept), -1).to_numpy()
+    @property
+    def kept(self) -> pa.Array:
+        """The values of the objects that are kept: more may come behind them."""
+        return self._kept[1]
+
+    def _codes(self, pieces: pa.StringArray) -> tuple[np.ndarray, pa.Array, int]:
+        known = self._kept
+        codes = pc.fill_null(pc.index_in(pieces, known[0]), -1).to_numpy()
         new = codes < 0
-        if new.any():
-            more = pieces.filter(pa.array(new))
-            distinct = more.unique()
-            codes = codes.copy()
-            codes[new] = pc.index_in(more, distinct).to_numpy() + len(kept)
-            values = pa.concat_arrays([values, self._read(_insides(distinct))])
-            self._kept = pa.concat_arrays([kept, distinct]), values
-        return codes, values
+        if not new.any():
+            return codes, known[1], len(known[0])
+        more = pieces.filter(pa.array(new))
+        distinct = more.unique()
+        with self._lock:
+            (kept, values), places = self._keep(distinct, known)
+        others = places < 0
+        if others.any():
+            values = pa.concat_arrays([values, self._read(_insides(distinct.filter(pa.array(others))))])
+            places[others] = np.arange(len(kept), len(values))
+        codes = codes.copy()
+        codes[new] = places[pc.index_in(more, distinct).to_numpy()]
+        return codes, values, len(kept)
+
+    def _keep(self, pieces: pa.StringArray, known: _Kept) -> tuple[_Kept, np.ndarray]:
+        """Keep the pieces, none of which is among the `known`, as far as there is room; -1 is the place of the rest."""
+        kept, values = self._kept
+        places = np.full(len(pieces), -1, np.int32)
+        if kept is not known[0]:  # another thread was here
+            places = pc.fill_null(pc.index_in(pieces, kept), -1).to_numpy().copy()
+        new = np.flatnonzero(places < 0)[: max(0, _MOST_KEPT - len(kept))]
+        texts = pieces.take(pa.array(new))
+        if len(new) and _size(kept) + _size(texts) <= _MOST_BYTES:
+            places[new] = np.arange(len(kept), len(kept) + len(new))
+            self._kept = pa.concat_arrays([kept, texts]), pa.concat_arrays([values, self._read(_insides(texts))])
+        return self._kept, places
 
 
 def in_place(usual: np.ndarray, lists: pa.Array, others: pa.Array) -> pa.Array:
@@ -109,6 +136,10 @@ def _pieces(texts: pa.StringArray) -> tuple[pa.StringArray, np.ndarray]:
 def _insides(pieces: pa.StringArray) -> pa.StringArray:
     """What stands between the braces of the objects."""
     return pc.replace_substring_regex(pieces, r"\}(?:, \{|\](?:\[\{)?)$", "")
+
+
+def _size(texts: pa.StringArray) -> int:
+    return pc.sum(pc.binary_length(texts)).as_py() or 0
 
 
 def _bytes_of(texts: pa.StringArray) -> pa.Buffer:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from planner.dataset.lists import Lists
 from planner.dataset.match import order_by_time
 from planner.dataset.meals import Meals
 from planner.dataset.parts import part_numbers, read_part
+from planner.dataset.pieces import Objects
 from planner.dataset.queries import Shard
 from planner.dataset.session import Session, open_session, share_out
 from planner.dataset.sources import Freshness
@@ -70,6 +72,7 @@ class Source:
                    tuple(value["known"]), earlier)  # fmt: skip
 
 
+SESSIONS = 2
 ITEMS = pa.schema([("items", pa.list_(pa.int32())), ("distinct", pa.list_(schema.ITEM))])
 NO_ITEMS = Lists.of(pa.array([], pa.list_(pa.int32())), pa.array([], schema.ITEM))
 
@@ -83,19 +86,20 @@ class Built:
     ranges: Spool
     num_ranges: int
     meals: Meals
+    items: Objects
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in the order of the file, a row group at a time."""
-        rows, items = PARTS_OF_ROWS.empty_table(), NO_ITEMS
+        rows, items, kept = PARTS_OF_ROWS.empty_table(), NO_ITEMS, self.items.kept
         for number in range(self.num_ranges):
             more, more_items = self._range(number)
             rows, items = pa.concat_tables([rows, more]), Lists.concat([items, more_items])
             while len(rows) >= ROW_GROUP_ROWS:
                 first, rest = items.slices([ROW_GROUP_ROWS, len(rows)])
-                yield whole_rows(rows.slice(0, ROW_GROUP_ROWS), first, self.meals)
+                yield whole_rows(rows.slice(0, ROW_GROUP_ROWS), first.whole(kept), self.meals)
                 rows, items = rows.slice(ROW_GROUP_ROWS), rest.distinct()
         if len(rows):
-            yield whole_rows(rows, items, self.meals)
+            yield whole_rows(rows, items.whole(kept), self.meals)
 
     def _range(self, number: int) -> tuple[pa.Table, Lists]:
         """The rows of a range in order, and the items of their pantries."""
@@ -118,25 +122,33 @@ def built_rows(source: Source, folder: Path, told: Progress) -> Iterator[Built]:
     Raises:
         DatabaseError: the server refused or went away, or the snapshot is gone.
     """
-    meals = Meals(source.known)
+    meals, items = Meals(source.known), item_objects()
     with contextlib.closing(Spool(folder / "rows", pa.schema([*PARTS_OF_ROWS, *ITEMS]))) as ranges:
         with _sessions(source) as sessions:
             (pages,) = sessions[0].read(queries.PAGES, "looking at the table exp.events")
             size = pages.column("pages")[0].as_py(), pages.column("size")[0].as_py()
             with collected(sessions, source.window, source.shard, source.earlier, size, meals, folder, told) as found:
                 bounds = found.cuts.bounds()
-                counts, reused = _make_all(source, found, sessions, meals, ranges, bounds, told)
+                counts, reused = _make_all(source, found, sessions, meals, items, ranges, bounds, told)
         pa.default_memory_pool().release_unused()  # what parts took, before rows are written
-        yield Built(counts, reused, ranges, len(bounds) + 1, meals)
+        yield Built(counts, reused, ranges, len(bounds) + 1, meals, items)
 
 
 @contextlib.contextmanager
 def _sessions(source: Source) -> Iterator[Sequence[Session]]:
     """Two sessions in the snapshot, or one where the server lets no more in."""
     with contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(contextlib.closing(open_session(source.url, source.snapshot)))]
-        with contextlib.suppress(DatabaseError):  # no more connections for this user, say
-            sessions.append(stack.enter_context(contextlib.closing(open_session(source.url, source.snapshot))))
+        with ThreadPoolExecutor(SESSIONS) as pool:
+            opening = [pool.submit(open_session, source.url, source.snapshot) for _ in range(SESSIONS)]
+        refused = [opened.exception() for opened in opening]
+        sessions = [
+            stack.enter_context(contextlib.closing(opened.result()))
+            for opened, error in zip(opening, refused, strict=True)
+            if error is None
+        ]
+        for error in refused:  # no more connections for this user, say
+            if error is not None and not (sessions and isinstance(error, DatabaseError)):
+                raise error
         yield sessions
 
 
@@ -145,13 +157,14 @@ def _make_all(
     found: Collected,
     sessions: Sequence[Session],
     meals: Meals,
+    items: Objects,
     ranges: Spool,
     bounds: np.ndarray,
     told: Progress,
 ) -> tuple[Counts, np.ndarray]:
     """Make the rows of all parts, and spool them by ranges."""
     freshness = source.earlier.fresh if source.earlier else None
-    parts, items, lock = list(part_numbers(found)), item_objects(), threading.Lock()
+    parts, lock = list(part_numbers(found)), threading.Lock()
     counts, reused = [found.counts], [np.empty(0, np.int64)]
 
     def make(numbers: Sequence[int], session: Session) -> None:

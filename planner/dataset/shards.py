@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from planner.contracts import errors
 from planner.contracts.errors import DatasetError, PlannerError
+from planner.dataset.coded import rows_as
 from planner.dataset.counts import Counts
 from planner.dataset.publish import folder_error
 from planner.dataset.queries import Shard
@@ -66,7 +67,8 @@ def build_shard(source: Source, folder: Path) -> ShardResult:
             pa.OSFile(str(part_paths(folder, index)[0]), "wb") as file,
             pa.ipc.new_stream(file, ROW_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer,
         ):
-            for batch in built.batches():
+            for group in built.batches():
+                batch = rows_as(group, ROW_SCHEMA)
                 for start in range(0, batch.num_rows, _PART_ROWS):
                     writer.write_batch(batch.slice(start, _PART_ROWS))
             np.save(part_paths(folder, index)[1], built.reused)

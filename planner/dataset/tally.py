@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from planner.contracts.errors import DatasetError
 from planner.dataset.arrays import per_list
+from planner.dataset.coded import CODED, as_type
 from planner.dataset.write import NULLABLE
 
 _BATCH_ROWS = 4096
@@ -76,12 +77,13 @@ class Tally:
     def _count_meals(self, meals: pa.ListArray, limits: pa.StructArray) -> None:
         """One pass over the meals; money in whole cents, so that a plan that costs its budget is not over it."""
         flat = meals.flatten()
-        coded = pc.fill_null(flat.field("recipe_id"), "").dictionary_encode()
-        names, codes = coded.dictionary.to_pylist(), coded.indices.to_numpy()
-        dishes = self.counts.setdefault("dish", Counter())
-        for name, count in zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True):
-            dishes[name] += count
-            self.unknown_recipes += count * (name not in self._cents)
+        coded = as_type(flat.field("recipe_id"), CODED)
+        names = [*coded.dictionary.to_pylist(), ""]  # null is as the empty one
+        codes = pc.fill_null(coded.indices, len(names) - 1).to_numpy()
+        found = np.bincount(codes, minlength=len(names)).tolist()
+        dishes = {name: count for name, count in zip(names, found, strict=True) if count}
+        self.counts.setdefault("dish", Counter()).update(dishes)
+        self.unknown_recipes += sum(count for name, count in dishes.items() if name not in self._cents)
         servings = pc.fill_null(flat.field("servings"), 0).to_numpy()
         cost = _values_at(codes, names, self._cents) * servings
         budgets = limits.field("budget").dictionary_encode()

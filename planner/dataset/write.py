@@ -4,8 +4,9 @@ equal bytes.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from planner.contracts import schema
 from planner.contracts.catalogue import Catalogue, Recipe
 from planner.contracts.errors import CatalogueError
 from planner.dataset import arrays, values
+from planner.dataset.coded import CODED, rows_as
 from planner.dataset.database import query_error
 from planner.dataset.values import Notes
 
@@ -38,6 +40,19 @@ _DISTINCT = {"input.household.id", "metadata.timestamp", "metadata.generated_at"
 _FILTERED = ["metadata.timestamp", "metadata.generated_at", "split"]
 # A row and the fingerprint of what it was made of (`lineage.py`).
 ROW_SCHEMA = schema.TRAINING_SCHEMA.append(pa.field("source", pa.binary(16)))
+
+
+def _written(kind: pa.DataType, path: str) -> pa.DataType:
+    """The type as the writer takes it: texts that repeat are coded."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_written(field.type, f"{path}.{field.name}")) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_written(kind.value_type, f"{path}.list.element"))
+    return CODED if pa.types.is_string(kind) and path not in _DISTINCT else kind
+
+
+# The same rows as the writer takes them.
+WRITTEN_SCHEMA = pa.schema([field.with_type(_written(field.type, field.name)) for field in ROW_SCHEMA])
 NULLABLE = {
     "input.household.size",
     "input.pantry.items.element.quantity",
@@ -71,47 +86,60 @@ def write_training(
 
     Args:
         path: of the new file with the rows.
-        batches: of `ROW_SCHEMA`, in the order of the file.
+        batches: of `ROW_SCHEMA` or `WRITTEN_SCHEMA`, in the order of the file.
         sources: of the new file with each row's fingerprint of its sources, in the same row groups.
-        counted: given every row group, as it is written.
+        counted: given every row group as it is written, without the fingerprints.
         written: told the number of rows so far.
     """
-    num_rows, waiting = 0, ROW_SCHEMA.empty_table()
+    num_rows = 0
     repeated = [path for path in _leaves(schema.TRAINING_SCHEMA) if path not in _DISTINCT]
     format_of_rows = {**_FORMAT, "use_dictionary": repeated, "write_statistics": _FILTERED}
     plain = {**_FORMAT, "use_dictionary": False, "compression": "none", "compression_level": None}
+    taken = WRITTEN_SCHEMA.remove(WRITTEN_SCHEMA.get_field_index("source"))
     with (
-        pq.ParquetWriter(path, schema.TRAINING_SCHEMA, **format_of_rows) as rows,
+        pq.ParquetWriter(path, taken, store_schema=False, **format_of_rows) as rows,
         pq.ParquetWriter(sources, pa.schema([ROW_SCHEMA.field("source")]), **plain) as fingerprints,
         ThreadPoolExecutor(1) as writer,
     ):
+        # Who reads the file gets texts: the schema that is stored is the contract's.
+        rows.add_key_value_metadata({"ARROW:schema": b64encode(schema.TRAINING_SCHEMA.serialize()).decode()})
         last: Future[None] | None = None
 
         def flush(rows_of_group: pa.RecordBatch, sources_of_group: pa.RecordBatch) -> None:
             rows.write_batch(rows_of_group, row_group_size=ROW_GROUP_ROWS)
             fingerprints.write_batch(sources_of_group, row_group_size=ROW_GROUP_ROWS)
 
-        def hand_over(group: pa.Table) -> Future[None]:
-            # One chunk: pages end where chunks end, and the chunks are an accident of the batches.
-            (whole,) = group.combine_chunks().to_batches()
+        for group in _row_groups(batches):
+            whole = rows_as(group, WRITTEN_SCHEMA)
             content = whole.drop_columns(["source"])
             if last is not None:
                 last.result()  # one group is written while the next one is made; no more than that waits
-            future = writer.submit(flush, content, whole.select(["source"]))
+            last = writer.submit(flush, content, whole.select(["source"]))
             counted(content)
-            return future
-
-        for batch in batches:
-            waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
-            num_rows += batch.num_rows
-            while waiting.num_rows >= ROW_GROUP_ROWS:
-                last = hand_over(waiting.slice(0, ROW_GROUP_ROWS))
-                waiting = waiting.slice(ROW_GROUP_ROWS)
+            num_rows += group.num_rows
             written(num_rows)
-        if waiting.num_rows:
-            last = hand_over(waiting)
         if last is not None:
             last.result()
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows in batches of a row group each; a batch that is one stays as it is."""
+    waiting, num_rows = list[pa.RecordBatch](), 0
+    for batch in batches:
+        while batch.num_rows:
+            waiting.append(batch.slice(0, ROW_GROUP_ROWS - num_rows))
+            batch, num_rows = batch.slice(waiting[-1].num_rows), num_rows + waiting[-1].num_rows
+            if num_rows == ROW_GROUP_ROWS:
+                yield _one(waiting)
+                waiting, num_rows = [], 0
+    if waiting:
+        yield _one(waiting)
+
+
+def _one(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """In one chunk: pages end where chunks end, and the chunks are an accident of the batches."""
+    (whole,) = batches if len(batches) == 1 else pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return whole
 
 
 def read_recipes(connection: Connection) -> tuple[pa.Table, Catalogue, Notes]:

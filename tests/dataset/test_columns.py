@@ -20,7 +20,6 @@ from planner.dataset import collect, columns, cuts, parts, pieces, session, valu
 from planner.dataset import rows as rows_
 from planner.dataset.build import build_dataset
 from planner.dataset.database import connect
-from planner.dataset.lists import Lists
 from planner.dataset.meals import Meals
 from planner.dataset.queries import EDIT_KINDS
 from planner.dataset.session import Session, open_session
@@ -32,15 +31,17 @@ from tests.dataset.payloads import EDIT, KNOWN, MEALS, PANTRY, QUOTED, SCALARS
 LOST_EDITS = "edit values that are missing or malformed (null)"
 
 
-def whole(lists: Lists) -> list[Any]:
-    return lists.whole().to_pylist()
+def items_of(texts: list[str | None], notes: Notes | None = None) -> list[Any]:
+    objects = columns.item_objects()
+    lists = columns.item_column(pa.array(texts, pa.string()), objects, Notes() if notes is None else notes)
+    return lists.whole(objects.kept).to_pylist()
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(PANTRY, max_size=6))
 def test_pantries_read_together_are_those_read_one_by_one(texts: list[str | None]) -> None:
     one, other = Notes(), Notes()
-    found = whole(columns.item_column(pa.array(texts, pa.string()), columns.item_objects(), one))
+    found = items_of(texts, one)
     wanted = [values.pantry_items(text, other) for text in texts]
     assert repr([[tuple(item.values()) for item in items] for items in found]) == repr([list(w) for w in wanted])
     assert one == other
@@ -79,13 +80,11 @@ def test_the_usual_form_is_what_postgresql_prints(database_url: str, monkeypatch
     read: list[list[str | None]] = []
     monkeypatch.setattr(values, "pantry_items", lambda text, notes: read.append([text]) or ())
     monkeypatch.setattr(values, "plan_meals", lambda text: read.append([text]))
-    assert whole(columns.item_column(pa.array([items]), columns.item_objects(), Notes())) == [
-        [{"name": None, "quantity": None, "unit": None, **item} for item in pantry]
-    ]
+    assert items_of([items]) == [[{"name": None, "quantity": None, "unit": None, **item} for item in pantry]]
     reader = Meals([])
     assert reader.plans(reader.read(pa.array([listed]))).to_pylist() == [{"meals": meals}]
     assert not read
-    assert whole(columns.item_column(pa.array([empty]), columns.item_objects(), Notes())) == [[]]
+    assert items_of([empty]) == [[]]
 
 
 @settings(max_examples=200, deadline=None)
@@ -93,7 +92,7 @@ def test_the_usual_form_is_what_postgresql_prints(database_url: str, monkeypatch
 def test_texts_that_look_like_the_ends_of_objects_are_texts(names: list[str]) -> None:
     items = [{"name": name, "quantity": 1.0, "unit": name} for name in names]
     text = json.dumps([{"name": name, "unit": name, "quantity": 1} for name in names])
-    assert whole(columns.item_column(pa.array([text, text]), columns.item_objects(), Notes())) == [items, items]
+    assert items_of([text, text]) == [items, items]
 
 
 @settings(max_examples=400, deadline=None)
@@ -128,6 +127,20 @@ def test_meals_that_were_read_before_are_the_same_when_they_come_again(monkeypat
             found = [[tuple(m.values()) for m in plan["meals"]] for plan in meals.plans(lists).to_pylist()]
             assert found == wanted[: len(numbers)]
             assert meals.of_catalogue(lists).tolist() == [n < 3 for n in numbers]
+
+
+@pytest.mark.parametrize(("most", "most_bytes"), [(1 << 17, 1 << 24), (3, 1 << 24), (1 << 17, 100)])
+def test_items_are_the_same_whatever_is_kept_of_them(
+    most: int, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "_MOST_KEPT", most)
+    monkeypatch.setattr(pieces, "_MOST_BYTES", most_bytes)
+    objects, text = columns.item_objects(), '[{"name": "item %d"}, {"name": "item %d", "odd": {}}, {"name": "item %d"}]'
+    for numbers in (range(5), range(40), range(40)):
+        lists = columns.item_column(pa.array([text % (n, n, 0) for n in numbers]), objects, Notes())
+        assert len(objects.kept) <= most
+        found = [[item["name"] for item in items] for items in lists.whole(objects.kept).to_pylist()]
+        assert found == [[f"item {n}", f"item {n}", "item 0"] for n in numbers]
 
 
 def test_the_sizes_of_what_is_read_and_joined_at_once_change_no_byte(
