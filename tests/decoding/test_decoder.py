@@ -8,6 +8,7 @@ from functools import lru_cache
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn.functional import scaled_dot_product_attention
 
 from planner.contracts.catalogue import Ingredient, cents
 from planner.contracts.errors import ConfigError, ContractError
@@ -195,6 +196,29 @@ def test_attention_of_the_model_is_as_before_after_planning(base, small, request
     before = base.model.config._attn_implementation
     Decoder(base.model, base.tokenizer, small).plan(requests[:2])
     assert base.model.config._attn_implementation == before
+
+
+def test_plan_does_not_depend_on_how_a_kernel_lays_out_what_it_gives(base, small, requests, monkeypatch):
+    expected = Decoder(base.model, base.tokenizer, small).plan(requests[:4])
+
+    def tokens_first(*states, **options):  # as CUDA's memory-efficient kernel does
+        return scaled_dot_product_attention(*states, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr("planner.decoding.packed.scaled_dot_product_attention", tokens_first)
+    assert Decoder(base.model, base.tokenizer, small).plan(requests[:4]) == expected
+
+
+def test_cudnn_which_prepares_itself_for_each_length_attends_no_row(base, small, requests, monkeypatch):
+    allowed, before = [], torch.backends.cuda.cudnn_sdp_enabled()
+
+    def watched(*states, **options):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return scaled_dot_product_attention(*states, **options)
+
+    monkeypatch.setattr("planner.decoding.packed.scaled_dot_product_attention", watched)
+    Decoder(base.model, base.tokenizer, small).plan(requests[:2])
+    assert allowed and not any(allowed)
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 def test_impossible_request_is_answered_without_a_model_call(base, small):

@@ -26,6 +26,7 @@ from planner.decoding.package import (
     write_package,
 )
 from planner.decoding.popular import fit_popular
+from planner.evaluation.verify import violations
 from tests.tiny import tiny_base_folder, tiny_examples, tiny_requests
 
 LINEAGE = Lineage("2025-01-03", "d" * 32, ("train",), {"lr": 1e-4, "epochs": 2})
@@ -84,6 +85,16 @@ def test_what_is_decided_the_beam_and_limits_of_days_are_kept_with_the_version(
     model = merge_adapter(load_base(parts.base, device="cpu"), trained[0])
     found = load_package(tmp_path / "model", device="cpu").plan(requests)
     assert found == Decoder(model, base.tokenizer, catalogue, **options).plan(requests) != trained[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_the_adapter_is_merged_in_bf16_and_its_plans_break_nothing(package, catalogue, requests, trained):
+    planner = load_package(package)
+    assert planner.decoder.packed.device.type == "cuda"
+    found = planner.plan(requests)
+    assert [result.feasible for result in found] == [result.feasible for result in trained[1]]
+    assert not any(violations(r.plan, request, catalogue) for r, request in zip(found, requests, strict=True))
 
 
 def test_embedded_base_needs_neither_a_registry_nor_a_cache(parts, catalogue, requests, trained, tmp_path, monkeypatch):
