@@ -151,13 +151,22 @@ def memory_budget(device: torch.device, memory_gib: float | None) -> int | None:
 
 
 def weight_bytes(model: torch.nn.Module, *, parts: int = 1) -> int:
-    """Bytes of a model's weights as they are stored; `parts` processes split its layers and gather two at a time."""
-    whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    """Bytes of a model's weights as they are stored, with what 4-bit ones are read by.
+
+    `parts` processes split its layers and gather two at a time.
+    """
+    whole = sum(map(_stored_bytes, model.parameters()))
     layers = getattr(getattr(model, getattr(model, "base_model_prefix", ""), None), "layers", ())
     if parts == 1 or not layers:
         return whole
     sizes = [weight_bytes(layer) for layer in layers]
     return whole - sum(sizes) + -(-sum(sizes) // parts) + 2 * max(sizes)
+
+
+def _stored_bytes(weight: torch.Tensor) -> int:
+    state = getattr(weight, "quant_state", None)  # bitsandbytes': scales of the weight, and scales of those
+    tensors = [weight] if state is None else [weight, *state.as_dict().values()]
+    return sum(part.numel() * part.element_size() for part in tensors if isinstance(part, torch.Tensor))
 
 
 @contextmanager

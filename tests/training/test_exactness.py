@@ -95,6 +95,14 @@ def test_each_row_of_a_pack_sees_itself_alone(peft_model, rows):
         assert a.loss == pytest.approx(c.loss, rel=1e-5)
 
 
+def test_cudnn_which_prepares_itself_for_each_length_attends_no_row(model):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with packed_attention(model):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 def test_loss_is_that_of_the_model_itself(peft_model, rows):
     disturb(peft_model)
     row = rows[0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,6 +120,13 @@ def test_planning_leaves_random_state_and_model_alone(model):
 def test_split_layers_count_in_parts_with_two_gathered(model):
     whole, layer = weight_bytes(model), weight_bytes(model.model.layers[0])
     assert weight_bytes(model, parts=4) == whole - 2 * layer + 2 * layer / 4 + 2 * layer
+
+
+def test_scales_of_a_weight_in_four_bits_count_as_its_own():
+    layer = torch.nn.Linear(64, 32, bias=False)
+    scales = {"absmax": torch.zeros(16, dtype=torch.uint8), "nested_absmax": torch.zeros(1), "quant_type": "nf4"}
+    layer.weight.quant_state = SimpleNamespace(as_dict=lambda: scales)  # bitsandbytes' form
+    assert weight_bytes(layer) == 64 * 32 * 4 + 16 + 4
 
 
 @pytest.mark.slow
