@@ -1,7 +1,6 @@
-"""The rows of one part of the households: joined as of plan time, with the items of their pantries.
+"""The rows of one part of the households: joined as of plan time, with the ids of their pantries' snapshots.
 
-In: a `Part`, and a session that fetches items. Out: the parts of rows in the order of time, the counts, and the
-rows that an earlier version gives.
+In: a `Part`. Out: the parts of rows in the order of time, the counts, and the rows that an earlier version gives.
 """
 
 from __future__ import annotations
@@ -18,18 +17,15 @@ import pyarrow.compute as pc
 
 from planner.contracts import schema
 from planner.contracts.split import split_of
-from planner.dataset import lineage, match, queries, values
+from planner.dataset import lineage, match, values
 from planner.dataset.arrays import halves_of, places_in, uuid_texts
 from planner.dataset.coded import as_type
-from planner.dataset.columns import column_of, edit_column, item_column, text_column
+from planner.dataset.columns import column_of, edit_column, text_column
 from planner.dataset.counts import Counts
-from planner.dataset.lists import Lists
 from planner.dataset.match import Plans
 from planner.dataset.meals import NUMBERS, Meals
 from planner.dataset.parts import Part
-from planner.dataset.pieces import Objects
 from planner.dataset.queries import ACCEPTED
-from planner.dataset.session import Session
 from planner.dataset.sources import Freshness
 from planner.dataset.values import Notes
 from planner.dataset.write import ROW_SCHEMA, WRITTEN_SCHEMA
@@ -51,11 +47,11 @@ PARTS_OF_ROWS = pa.schema([*_parts_of_rows(), ROW_SCHEMA.field("split"), ROW_SCH
 class Made:
     """What came of a part: `us` are the times of `rows`, ascending, `reused` numbers of rows of the earlier version.
 
-    `items` has the pantry of each row.
+    `pantries` are the ids of the rows' snapshots, null for none.
     """
 
     rows: pa.RecordBatch
-    items: Lists
+    pantries: pa.Int64Array
     us: np.ndarray
     counts: Counts
     reused: np.ndarray
@@ -83,21 +79,14 @@ class _Joined:
         return _Joined(plans, household, pantry, limits, previous, edits, self.edit_counts[at])
 
 
-def make_rows(
-    part: Part, session: Session, start_us: int, meals: Meals, items: Objects, freshness: Freshness | None
-) -> Made:
+def make_rows(part: Part, start_us: int, meals: Meals, freshness: Freshness | None) -> Made:
     """Join a part and set its rows together.
 
     Args:
         part: all about some households.
-        session: in the snapshot that the part was read in.
         start_us: of the window.
         meals: where its plans were read.
-        items: those that were read before.
         freshness: marks source rows that were written since the earlier version; None without one.
-
-    Raises:
-        DatabaseError: the server refused or went away.
     """
     counts, events = Counts(), part.numbers
     joined = _candidates(part, match.accepted_plans(events, start_us), counts)
@@ -115,7 +104,8 @@ def make_rows(
     rows = _rows(part, joined, meals, counts.notes)
     rows["source"] = source.take(pa.array(chosen))
     batch = pa.RecordBatch.from_arrays([rows[name] for name in PARTS_OF_ROWS.names], schema=PARTS_OF_ROWS)
-    pantries = _items(part, joined, session, items, counts.notes)
+    places = pa.array(joined.pantry, mask=joined.pantry < 0)
+    pantries = part.pantries.column("id").take(places)
     return Made(batch, pantries, events.us[joined.plans.accepted], counts, reused)
 
 
@@ -223,24 +213,6 @@ def _count_late(part: Part, joined: _Joined, counts: Counts) -> None:
     ):
         has = at >= 0
         setattr(counts, name, getattr(counts, name) + int(np.count_nonzero(column[at[has]] > bound[has])))
-
-
-def _items(part: Part, joined: _Joined, session: Session, items: Objects, notes: Notes) -> Lists:
-    """The items of each row's snapshot, each snapshot fetched once; none where there is none."""
-    ids = part.pantries.column("id").to_numpy()
-    wanted = np.unique(ids[joined.pantry[joined.pantry >= 0]])
-    found_ids, texts = [np.empty(0, np.int64)], [pa.array([], pa.string())]
-    if len(wanted):
-        for batch in session.read(queries.items_query(wanted.tolist()), "reading the pantries"):
-            found_ids.append(batch.column("id").to_numpy())
-            texts.append(batch.column("items").cast(pa.string()))
-    fetched = np.concatenate(found_ids)
-    order = np.argsort(fetched, kind="stable")
-    lists = item_column(pa.concat_arrays(texts), items, notes)
-    asked = np.append(ids, -1)[joined.pantry]
-    place = np.searchsorted(fetched[order], asked)
-    place = np.append(order, -1)[np.where(joined.pantry >= 0, place, len(order))]
-    return lists.take(place)
 
 
 def _rows(part: Part, joined: _Joined, meals: Meals, notes: Notes) -> dict[str, pa.Array]:

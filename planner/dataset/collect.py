@@ -70,11 +70,15 @@ def schema_of(table: str, with_xmin: bool) -> pa.Schema:
 
 @dataclass
 class Collected:
-    """What was read, by table and part; `counts` holds what the events alone tell."""
+    """What was read, by table and part; `counts` holds what the events alone tell.
+
+    `times` are those of the window's acceptances, `snapshots` the pantries' ids.
+    """
 
     spools: dict[str, Spool]
     num_parts: int
-    cuts: Cuts = field(default_factory=Cuts)
+    times: Cuts = field(default_factory=Cuts)
+    snapshots: Cuts = field(default_factory=Cuts)
     counts: Counts = field(default_factory=Counts)
 
     def schema(self, table: str) -> pa.Schema:
@@ -159,6 +163,8 @@ class _Reading:
         for batch in session.read(query, what):
             rows = self._events(batch) if table == "events" else _as_schema(batch, self._found.schema(table))
             self._put(table, rows)
+            if table == "pantries":
+                self._found.snapshots.add(rows.column("id").to_numpy())
             if table == "events":
                 with self._lock:
                     self._num_events += batch.num_rows
@@ -185,7 +191,7 @@ class _Reading:
         is_text = pc.and_(pc.starts_with(rows.column("p").cast(pa.string()), '"'), rows.column("h").is_valid())
         named = pc.fill_null(is_text, False).to_numpy(zero_copy_only=False)
         accepted = rows.column("kind").to_numpy() == ACCEPTED
-        self._found.cuts.add(us[accepted & named & (us >= start)])
+        self._found.times.add(us[accepted & named & (us >= start)])
         lost = Counts(
             events_without_plan_id=int(np.count_nonzero(~named & timed & (us >= start))),
             events_without_time=int(np.count_nonzero(~timed)),

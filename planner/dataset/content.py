@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
-import pyarrow as pa
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts.catalogue import Catalogue
@@ -30,6 +29,7 @@ from planner.dataset.distributions import Distribution, distributions_of
 from planner.dataset.gather import gather
 from planner.dataset.merge import RowsDifferError
 from planner.dataset.reuse import Earlier, Reuse, find_earlier, reuse_of
+from planner.dataset.rows import system_memory
 from planner.dataset.sources import SourceState, source_state
 from planner.dataset.summary import Profile, profile_of, summary_text
 from planner.dataset.tally import Tally
@@ -84,7 +84,6 @@ def write_content(
     read = _write_rows(urls, config, folder, progress, at_boundary, cache)
     progress(read.counts.num_rows, read.counts.num_rows, "check")
     training = folder / versions.TRAINING
-    pa.default_memory_pool().release_unused()  # what rows took, before other eyes look at the file
     facts = file_facts(training)
     checks = run_checks(training, config, read.counts, facts, read.tally)
     require_checks(checks, config.version, read.counts.exclusions)
@@ -120,7 +119,7 @@ def _write_rows(
     at_boundary: Callable[[str], None],
     cache: Path,
 ) -> _Read:
-    with contextlib.closing(connect(urls[0], read_only=True)) as connection:
+    with system_memory(), contextlib.closing(connect(urls[0], read_only=True)) as connection:
         # One snapshot for every query of the build: rows that arrive meanwhile do not exist.
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         try:

@@ -1,4 +1,4 @@
-"""Where to cut the rows of a build into ranges of time that fit into memory, from a sample of their times."""
+"""Where to cut many rows into ranges that fit into memory, from a sample of the times or ids that put them in order."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ import threading
 
 import numpy as np
 
-RANGE_ROWS = 10_000
 _MOST = 1 << 16
 
 
 class Cuts:
-    """A sample of times, every n-th of those that come; n doubles where too many are kept. Threads may share it."""
+    """A sample of numbers, every n-th of those that come; n doubles where too many are kept. Threads may share it."""
 
     def __init__(self) -> None:
         self._kept = np.empty(0, np.int64)
         self._step, self._seen = 1, 0
         self._lock = threading.Lock()
 
-    def add(self, us: np.ndarray) -> None:
-        """Some times more, in microseconds."""
+    def add(self, numbers: np.ndarray) -> None:
+        """Some numbers more, of 64 bits."""
         with self._lock:
-            self._kept = np.concatenate([self._kept, us[-self._seen % self._step :: self._step]])
-            self._seen += len(us)
+            self._kept = np.concatenate([self._kept, numbers[-self._seen % self._step :: self._step]])
+            self._seen += len(numbers)
             while len(self._kept) > _MOST:
                 self._kept, self._step = self._kept[::2], self._step * 2
 
-    def bounds(self) -> np.ndarray:
-        """Times, ascending: a range of about `RANGE_ROWS` rows begins with each, but the first, which has no begin."""
-        ranges = -(-self._seen // RANGE_ROWS)
+    def bounds(self, rows: int) -> np.ndarray:
+        """Numbers, ascending: a range of about so many rows begins with each, but the first, which has no begin."""
+        ranges = -(-self._seen // rows)
         if ranges <= 1:
             return np.empty(0, np.int64)
         sample = np.sort(self._kept)

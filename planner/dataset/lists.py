@@ -28,6 +28,11 @@ class Lists:
     numbers: np.ndarray
     values: pa.StructArray
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return int(self.lengths.nbytes + self.numbers.nbytes + self.values.nbytes)
+
     @classmethod
     def of(cls, numbers: pa.ListArray, values: pa.StructArray) -> Lists:
         """Of lists of numbers; null is the empty list."""

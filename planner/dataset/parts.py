@@ -16,6 +16,7 @@ from planner.dataset.arrays import halves_of
 from planner.dataset.collect import Collected
 from planner.dataset.columns import column_of
 from planner.dataset.match import Events, order_by_time
+from planner.dataset.spool import neighbours
 
 PART_EVENTS = 50_000
 
@@ -56,15 +57,7 @@ class Part:
 
 def part_numbers(found: Collected) -> Iterator[list[int]]:
     """Neighbouring parts that are joined at once, so that no more than about `PART_EVENTS` events are in memory."""
-    counts, chosen, num_events = found.spools["events"].counts(), list[int](), 0
-    for number in sorted(counts):
-        if chosen and num_events + counts[number] > PART_EVENTS:
-            yield chosen
-            chosen, num_events = [], 0
-        chosen.append(number)
-        num_events += counts[number]
-    if chosen:
-        yield chosen
+    return neighbours(found.spools["events"].counts(), PART_EVENTS)
 
 
 def read_part(found: Collected, numbers: Sequence[int]) -> Part:

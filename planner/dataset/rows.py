@@ -8,6 +8,7 @@ all are there. Memory is bounded by a part and a range per session, not by the w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,20 +20,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from planner.contracts import schema
 from planner.contracts.errors import DatabaseError
 from planner.dataset import queries
 from planner.dataset.arrays import halves_of
-from planner.dataset.assemble import PARTS_OF_ROWS, make_rows, whole_rows
+from planner.dataset.assemble import PARTS_OF_ROWS, Made, make_rows, whole_rows
 from planner.dataset.collect import Collected, Progress, collected
-from planner.dataset.columns import column_of, item_objects
+from planner.dataset.columns import column_of
 from planner.dataset.counts import Counts
 from planner.dataset.earlier import EarlierRows
 from planner.dataset.lists import Lists
 from planner.dataset.match import order_by_time
 from planner.dataset.meals import Meals
-from planner.dataset.parts import part_numbers, read_part
-from planner.dataset.pieces import Objects
+from planner.dataset.pantries import NO_ITEMS, QUERY_SNAPSHOTS, Pantries
+from planner.dataset.parts import Part, part_numbers, read_part
 from planner.dataset.queries import Shard
 from planner.dataset.session import Session, open_session, share_out
 from planner.dataset.sources import Freshness
@@ -73,8 +73,9 @@ class Source:
 
 
 SESSIONS = 2
-ITEMS = pa.schema([("items", pa.list_(pa.int32())), ("distinct", pa.list_(schema.ITEM))])
-NO_ITEMS = Lists.of(pa.array([], pa.list_(pa.int32())), pa.array([], schema.ITEM))
+# Of rows in memory at once, in the order of time.
+RANGE_ROWS = 10_000
+_RANGED = PARTS_OF_ROWS.append(pa.field("pantry", pa.int64()))
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ class Built:
     ranges: Spool
     num_ranges: int
     meals: Meals
-    items: Objects
+    pantries: Pantries
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in the order of the file, a row group at a time."""
-        rows, items, kept = PARTS_OF_ROWS.empty_table(), NO_ITEMS, self.items.kept
+        rows, items, kept = PARTS_OF_ROWS.empty_table(), NO_ITEMS, self.pantries.kept
         for number in range(self.num_ranges):
             more, more_items = self._range(number)
             rows, items = pa.concat_tables([rows, more]), Lists.concat([items, more_items])
@@ -105,9 +106,20 @@ class Built:
         """The rows of a range in order, and the items of their pantries."""
         found = self.ranges.read(number).combine_chunks()
         us = column_of(found.column("timestamp")).cast(pa.int64()).to_numpy()
-        order = order_by_time(us, *halves_of(column_of(found.column("event_id"))))
-        items = Lists.of_columns(*(column_of(found.column(name)) for name in ITEMS.names))
-        return found.select(PARTS_OF_ROWS.names).take(pa.array(order)), items.take(order)
+        rows = found.take(pa.array(order_by_time(us, *halves_of(column_of(found.column("event_id"))))))
+        return rows.select(PARTS_OF_ROWS.names), self.pantries.of(number, column_of(rows.column("pantry")))
+
+
+@contextlib.contextmanager
+def system_memory() -> Iterator[None]:
+    """Let Arrow take memory from the system and give it back at the end; its own allocator is slower and keeps more."""
+    before, pool = pa.default_memory_pool(), pa.system_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+        pool.release_unused()
 
 
 @contextlib.contextmanager
@@ -122,16 +134,21 @@ def built_rows(source: Source, folder: Path, told: Progress) -> Iterator[Built]:
     Raises:
         DatabaseError: the server refused or went away, or the snapshot is gone.
     """
-    meals, items = Meals(source.known), item_objects()
-    with contextlib.closing(Spool(folder / "rows", pa.schema([*PARTS_OF_ROWS, *ITEMS]))) as ranges:
+    meals = Meals(source.known)
+    with (
+        contextlib.closing(Spool(folder / "rows", _RANGED)) as ranges,
+        contextlib.closing(Pantries(folder)) as pantries,
+    ):
         with _sessions(source) as sessions:
             (pages,) = sessions[0].read(queries.PAGES, "looking at the table exp.events")
             size = pages.column("pages")[0].as_py(), pages.column("size")[0].as_py()
             with collected(sessions, source.window, source.shard, source.earlier, size, meals, folder, told) as found:
-                bounds = found.cuts.bounds()
-                counts, reused = _make_all(source, found, sessions, meals, items, ranges, bounds, told)
+                making = _Making(source, found, meals, ranges, pantries, told)
+                making.join(sessions)
+            making.read_items(sessions)
         pa.default_memory_pool().release_unused()  # what parts took, before rows are written
-        yield Built(counts, reused, ranges, len(bounds) + 1, meals, items)
+        reused = np.sort(np.concatenate(making.reused))
+        yield Built(Counts.sum(making.counts), reused, ranges, len(making.bounds) + 1, meals, pantries)
 
 
 @contextlib.contextmanager
@@ -152,34 +169,47 @@ def _sessions(source: Source) -> Iterator[Sequence[Session]]:
         yield sessions
 
 
-def _make_all(
-    source: Source,
-    found: Collected,
-    sessions: Sequence[Session],
-    meals: Meals,
-    items: Objects,
-    ranges: Spool,
-    bounds: np.ndarray,
-    told: Progress,
-) -> tuple[Counts, np.ndarray]:
-    """Make the rows of all parts, and spool them by ranges."""
-    freshness = source.earlier.fresh if source.earlier else None
-    parts, lock = list(part_numbers(found)), threading.Lock()
-    counts, reused = [found.counts], [np.empty(0, np.int64)]
+class _Making:
+    """Rows on their way to the ranges of time that they belong to; `counts` and `reused` are of parts of them."""
 
-    def make(numbers: Sequence[int], session: Session) -> None:
-        part = read_part(found, numbers)
-        made = make_rows(part, session, source.window.start_us, meals, items, freshness)
-        groups = np.searchsorted(bounds, made.us, side="right")
-        starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist()
-        ends = [*starts[1:], len(groups)] if starts else []
-        for low, high, pantries in zip(starts, ends, made.items.slices(ends), strict=True):
-            columns = [*made.rows.slice(low, high - low).columns, *pantries.distinct().columns()]
-            ranges.write(int(groups[low]), pa.RecordBatch.from_arrays(columns, schema=ranges.schema))
-        with lock:
-            counts.append(made.counts)
-            reused.append(made.reused)
-            told(len(counts) - 1, len(parts), "join the parts")
+    def __init__(
+        self, source: Source, found: Collected, meals: Meals, ranges: Spool, pantries: Pantries, told: Progress
+    ) -> None:
+        self.counts, self.reused = [found.counts], [np.empty(0, np.int64)]
+        self.bounds = found.times.bounds(RANGE_ROWS)
+        self._source, self._found, self._meals, self._told = source, found, meals, told
+        self._ranges, self._pantries, self._lock = ranges, pantries, threading.Lock()
+        self._snapshots = found.snapshots.bounds(QUERY_SNAPSHOTS)
 
-    share_out([partial(make, numbers) for numbers in parts], sessions)
-    return Counts.sum(counts), np.sort(np.concatenate(reused))
+    def join(self, sessions: Sequence[Session]) -> None:
+        """Make the rows of all parts but for their items, in as many threads as there are sessions."""
+        parts, done = list(part_numbers(self._found)), itertools.count(1)
+
+        def make(numbers: Sequence[int], _: Session) -> None:
+            made = self._make(read_part(self._found, numbers))
+            with self._lock:
+                self.counts.append(made.counts)
+                self.reused.append(made.reused)
+                self._told(next(done), len(parts), "join the parts")
+
+        share_out([partial(make, numbers) for numbers in parts], sessions)
+
+    def read_items(self, sessions: Sequence[Session]) -> None:
+        """Read the items of the pantries that the rows take."""
+        groups, done = self._pantries.queries(), itertools.count(1)
+
+        def read(numbers: list[int], session: Session) -> None:
+            notes = self._pantries.read(numbers, session)
+            with self._lock:
+                self.counts.append(Counts(notes=notes))
+                self._told(next(done), len(groups), "read the pantries")
+
+        share_out([partial(read, numbers) for numbers in groups], sessions)
+
+    def _make(self, part: Part) -> Made:
+        freshness = self._source.earlier.fresh if self._source.earlier else None
+        made = make_rows(part, self._source.window.start_us, self._meals, freshness)
+        ranges = np.searchsorted(self.bounds, made.us, side="right")
+        self._pantries.want(made.pantries, ranges, self._snapshots)
+        self._ranges.put(ranges, pa.RecordBatch.from_arrays([*made.rows.columns, made.pantries], schema=_RANGED))
+        return made

@@ -28,7 +28,7 @@ from planner.dataset.coded import rows_as
 from planner.dataset.counts import Counts
 from planner.dataset.publish import folder_error
 from planner.dataset.queries import Shard
-from planner.dataset.rows import Source, built_rows
+from planner.dataset.rows import Source, built_rows, system_memory
 from planner.dataset.write import ROW_SCHEMA
 
 _PART_ROWS = 1024  # a merge holds a batch of each shard
@@ -63,6 +63,7 @@ def build_shard(source: Source, folder: Path) -> ShardResult:
     spill.mkdir()
     try:
         with (
+            system_memory(),
             built_rows(source, spill, lambda done, total, what: None) as built,
             pa.OSFile(str(part_paths(folder, index)[0]), "wb") as file,
             pa.ipc.new_stream(file, ROW_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer,

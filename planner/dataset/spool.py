@@ -10,10 +10,29 @@ import os
 import threading
 from array import array
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+
+def neighbours(counts: Mapping[int, int], most: int) -> Iterator[list[int]]:
+    """Groups in their order, in runs of no more than `most` rows, or of one group.
+
+    Args:
+        counts: rows by group.
+        most: rows.
+    """
+    chosen, num_rows = list[int](), 0
+    for group in sorted(counts):
+        if chosen and num_rows + counts[group] > most:
+            yield chosen
+            chosen, num_rows = [], 0
+        chosen.append(group)
+        num_rows += counts[group]
+    if chosen:
+        yield chosen
 
 
 class Spool:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.contracts.errors import DatabaseError
-from planner.dataset import collect, columns, cuts, parts, pieces, session, values
+from planner.dataset import collect, columns, pantries, parts, pieces, session, values
 from planner.dataset import rows as rows_
 from planner.dataset.build import build_dataset
 from planner.dataset.database import connect
@@ -154,11 +154,15 @@ def test_the_sizes_of_what_is_read_and_joined_at_once_change_no_byte(
         "FROM generate_series(1, 8) n",
     )
     digests = set()
-    for number, (part, events, batch, rows) in enumerate([(32 << 20, 50_000, 8 << 20, 10_000), (500, 1, 1, 5)]):
+    sizes = [(32 << 20, 50_000, 8 << 20, 10_000, 25_000), (500, 1, 1, 5, 1), (500, 9, 1000, 7, 3)]
+    for number, (part, events, batch, rows, snapshots) in enumerate(sizes):
         monkeypatch.setattr(collect, "PART_BYTES", part)
         monkeypatch.setattr(parts, "PART_EVENTS", events)
         monkeypatch.setattr(session, "BATCH_BYTES", batch)
-        monkeypatch.setattr(cuts, "RANGE_ROWS", rows)
+        monkeypatch.setattr(rows_, "RANGE_ROWS", rows)
+        monkeypatch.setattr(rows_, "QUERY_SNAPSHOTS", snapshots)
+        monkeypatch.setattr(pantries, "QUERY_SNAPSHOTS", snapshots)
+        monkeypatch.setattr(pantries, "_MOST_BYTES", batch)
         digests.add(build_dataset(database_url, small.config(tmp_path, date=f"v{number}", reuse=None)).version.digest)
     assert len(digests) == 1
 

@@ -14,7 +14,7 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from planner.contracts.errors import DatasetError
-from planner.dataset import collect, cuts, gather, parts, session
+from planner.dataset import collect, gather, pantries, parts, rows, session
 from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.config import CHECKS, DatasetConfig
 from planner.dataset.database import connect
@@ -64,7 +64,9 @@ def utc(value: object) -> object:
 def test_build_is_the_contract(
     database: Connection, database_url: str, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuts, "RANGE_ROWS", batch)
+    monkeypatch.setattr(rows, "RANGE_ROWS", batch)
+    monkeypatch.setattr(rows, "QUERY_SNAPSHOTS", batch)
+    monkeypatch.setattr(pantries, "QUERY_SNAPSHOTS", batch)
     monkeypatch.setattr(collect, "PART_BYTES", 100 * batch)  # of one page each: many parts, few, or one
     monkeypatch.setattr(parts, "PART_EVENTS", 10 * batch)
     monkeypatch.setattr(session, "BATCH_BYTES", 1000 * batch)

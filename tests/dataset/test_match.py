@@ -86,7 +86,7 @@ def test_cuts_make_ranges_of_about_one_size(batch: int) -> None:
     cuts = Cuts()
     for start in range(0, len(times), batch):
         cuts.add(times[start : start + batch])
-    bounds = cuts.bounds()
+    bounds = cuts.bounds(10_000)
     sizes = np.bincount(np.searchsorted(bounds, times, side="right"))
     assert len(sizes) == 20 and sizes.min() > 9_000 and sizes.max() < 11_000
 
@@ -94,4 +94,4 @@ def test_cuts_make_ranges_of_about_one_size(batch: int) -> None:
 def test_equal_times_are_in_one_range() -> None:
     cuts = Cuts()
     cuts.add(np.zeros(50_000, np.int64))
-    assert len(cuts.bounds()) <= 1
+    assert len(cuts.bounds(10_000)) <= 1
