@@ -21,6 +21,7 @@ from planner.dataset import rows as rows_
 from planner.dataset.build import build_dataset
 from planner.dataset.database import connect
 from planner.dataset.meals import Meals
+from planner.dataset.pantries import Pantries
 from planner.dataset.queries import EDIT_KINDS
 from planner.dataset.session import Session, open_session
 from planner.dataset.values import Notes
@@ -192,7 +193,7 @@ def test_one_session_does_where_the_server_lets_no_second_one_in(
     assert alone.notes["pantry items without a name (left out)"] == 8
 
 
-def test_failing_part_ends_the_reading_of_the_other_one_too(
+def test_failing_query_ends_the_other_one_too(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.fill(database_url)
@@ -203,9 +204,9 @@ def test_failing_part_ends_the_reading_of_the_other_one_too(
         "STABLE AS 'BEGIN PERFORM pg_sleep(90); RETURN $1; END'; CREATE VIEW pantry_snapshots AS SELECT id, "
         "household_id, snapshot_time, slow(items) AS items FROM snaps",
     )
-    monkeypatch.setattr(collect, "PART_BYTES", 500)
-    monkeypatch.setattr(parts, "PART_EVENTS", 1)
-    original, read = rows_.read_part, list[int]()
+    monkeypatch.setattr(rows_, "QUERY_SNAPSHOTS", 1)
+    monkeypatch.setattr(pantries, "QUERY_SNAPSHOTS", 1)
+    original, read = Pantries.read, list[int]()
 
     def fail(*given: Any) -> Any:
         read.append(1)
@@ -215,13 +216,25 @@ def test_failing_part_ends_the_reading_of_the_other_one_too(
         sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
         while not value_of(database_url, sleeping) and time.monotonic() < until:
             time.sleep(0.05)
-        raise RuntimeError("no part")
+        raise RuntimeError("no pantry")
 
-    monkeypatch.setattr(rows_, "read_part", fail)
+    monkeypatch.setattr(Pantries, "read", fail)
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="no part"):
+    with pytest.raises(RuntimeError, match="no pantry"):
         build_dataset(database_url, small.config(tmp_path))
     assert time.monotonic() - began < 60
+
+
+def test_pantries_whose_ids_change_are_refused(database_url: str, tmp_path: Path) -> None:
+    small.fill(database_url)
+    small.run(
+        database_url,
+        "INSERT INTO pantry_snapshots SELECT n, 'home-' || n, '2025-01-04', '[]' FROM generate_series(0, 11) n; "
+        "ALTER TABLE pantry_snapshots RENAME TO snaps; CREATE VIEW pantry_snapshots AS SELECT "
+        "(id + 1000000 * random())::bigint AS id, household_id, snapshot_time, items FROM snaps",
+    )
+    with pytest.raises(DatabaseError, match="12 of 12 were not there again"):
+        build_dataset(database_url, small.config(tmp_path))
 
 
 PARTITIONED = """

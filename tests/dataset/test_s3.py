@@ -101,7 +101,7 @@ def test_large_files_are_put_in_parts_and_appear_whole(
     store: Any, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = "".join(f"INSERT INTO pantry_snapshots VALUES ({n}, 'home-{n % 9}', '2025-01-04', (SELECT jsonb_agg("
-                   f"jsonb_build_object('name', md5(m::text || '{n}'))) FROM generate_series(1, 9000) m));"
+                   f"jsonb_build_object('name', md5(m::text || '{n}'))) FROM generate_series(1, 40000) m));"
                    for n in range(900, 920))  # fmt: skip
     small.run(filled, rows)
     monkeypatch.setattr(s3, "PUT_BYTES", 5 << 20)  # the least that a part may have
