@@ -30,8 +30,8 @@ from planner.dataset.session import Session, share_out
 from planner.dataset.spool import Spool
 from planner.dataset.window import Window
 
-# Of the events' table: about 50,000 events.
-PART_BYTES = 32 << 20
+# Of the events' table: about 100,000 events.
+PART_BYTES = 64 << 20
 # Of a view nobody knows how large it is.
 VIEW_PARTS, MOST_PARTS = 64, 4096
 # Pieces of a table that has at least so many pages for each of them.

@@ -18,7 +18,7 @@ from planner.dataset.columns import column_of
 from planner.dataset.match import Events, order_by_time
 from planner.dataset.spool import neighbours
 
-PART_EVENTS = 50_000
+PART_EVENTS = 100_000
 
 
 @dataclass(frozen=True)

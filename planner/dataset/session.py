@@ -24,7 +24,7 @@ from psycopg2.extensions import make_dsn
 from planner.contracts.errors import DatabaseError
 from planner.dataset.database import CONFLICT, SETTINGS, connect_error, connection_parts, server_error
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 16 << 20
 
 
 class Session:
