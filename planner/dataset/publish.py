@@ -40,6 +40,8 @@ def working_folder(parent: Path, version: str) -> Iterator[Path]:
             (part / "probe").write_bytes(b"0" * 4096)
             (part / "probe").unlink()
         yield part
+    except BrokenPipeError:  # nobody reads what is told of the progress: not the folder's fault
+        raise
     except OSError as error:
         raise folder_error(parent, error) from None
     finally:

@@ -243,6 +243,17 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(
     assert hidden(tmp_path) == []
 
 
+def test_progress_that_nobody_reads_is_not_taken_for_a_full_disk(database_url: str, tmp_path: Path) -> None:
+    small.fill(database_url)
+
+    def told(done: int, total: int | None, what: str) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        build_dataset(database_url, small.config(tmp_path), progress=told)
+    assert not [path for path in (tmp_path / "planner").iterdir() if path.is_dir()]
+
+
 def test_version_can_be_moved(filled: str, tmp_path: Path) -> None:
     report = build_dataset(filled, small.config(tmp_path))
     shutil.move(tmp_path / "planner" / "v1", tmp_path / "elsewhere")
