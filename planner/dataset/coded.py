@@ -49,6 +49,6 @@ def taken(values: pa.Array, places: pa.Int32Array) -> pa.Array:
 
 
 def coded(texts: pa.StringArray, places: np.ndarray) -> pa.DictionaryArray:
-    """The texts, which all differ, at some places."""
+    """The texts at some places."""
     found = pa.array(places).dictionary_encode()
-    return pa.DictionaryArray.from_arrays(found.indices, texts.take(found.dictionary))
+    return taken(texts.take(found.dictionary), found.indices)

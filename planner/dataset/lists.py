@@ -73,9 +73,9 @@ class Lists:
         if not len(self.values):
             return self
         numbers, own = self.numbers.copy(), self.numbers >= 0
-        used, places = _as_named(numbers[own], len(self.values))
-        numbers[own] = places[numbers[own]]
-        return Lists(self.lengths, numbers, self.values.take(pa.array(used)))
+        found = pa.array(numbers[own]).dictionary_encode()
+        numbers[own] = found.indices.to_numpy()
+        return Lists(self.lengths, numbers, self.values.take(found.dictionary))
 
     def columns(self) -> tuple[pa.ListArray, pa.ListArray]:
         """To lie in a file beside their rows: lists of numbers, and all values, in the first row's list."""
@@ -89,9 +89,8 @@ class Lists:
         """The lists with the structs themselves, their texts coded; `kept` are those of all lists."""
         values = pa.concat_arrays([kept, self.values])
         numbers = np.where(self.numbers < 0, ~self.numbers, self.numbers + len(kept))
-        used, places = _as_named(numbers, len(values))
-        at = pa.array(places[numbers])
-        members = [taken(member, at) for member in values.take(pa.array(used)).flatten()]
+        found = pa.array(numbers).dictionary_encode()
+        members = [taken(member, found.indices) for member in values.take(found.dictionary).flatten()]
         structs = pa.StructArray.from_arrays(members, [field.name for field in values.type])
         return pa.ListArray.from_arrays(self._offsets(), structs)
 
@@ -101,13 +100,3 @@ class Lists:
     def _shifted(self, by: np.ndarray | np.int32) -> Lists:
         """With other values in front of theirs: so many, the same for all numbers or one for each."""
         return Lists(self.lengths, np.where(self.numbers < 0, self.numbers, self.numbers + by), self.values)
-
-
-def _as_named(numbers: np.ndarray, num_values: int) -> tuple[np.ndarray, np.ndarray]:
-    """The values that the numbers name, in the order in which they first do, and by value its place in that order."""
-    places = np.full(num_values, -1, np.int32)
-    places[numbers[::-1]] = np.arange(len(numbers) - 1, -1, -1, dtype=np.int32)  # the last one that is written stays
-    used = np.flatnonzero(places >= 0)
-    used = used[np.argsort(places[used])]
-    places[used] = np.arange(len(used), dtype=np.int32)
-    return used, places

@@ -19,7 +19,7 @@ from planner.dataset import queries
 from planner.dataset.columns import column_of, item_column, item_objects
 from planner.dataset.lists import Lists
 from planner.dataset.session import Session
-from planner.dataset.spool import Spool, neighbours
+from planner.dataset.spool import Spool, neighbours, runs_of
 from planner.dataset.values import Notes
 
 # Snapshots that a query asks for, and what is read of them before it goes to disk.
@@ -69,19 +69,20 @@ class Pantries:
         """Read the items of some groups, and count what did not fit.
 
         Raises:
-            DatabaseError: the server refused or went away.
+            DatabaseError: the server refused or went away, or some are not there any more.
         """
         notes: Notes = Counter()
         wanted = pa.concat_tables([self._wanted.read(group) for group in groups]).combine_chunks()
         ids, ranges = (column_of(column).to_numpy() for column in wanted.columns)
-        distinct, num_read = np.unique(ids), 0
+        distinct = np.unique(ids)
+        missing = np.ones(len(distinct), bool)
         for found_ids, lists in self._batches(distinct, session, notes):
-            num_read += len(np.unique(found_ids))
+            missing &= ~np.isin(distinct, found_ids)
             self._spool(ids, ranges, found_ids, lists)
-        if num_read != len(distinct):
+        if missing.any():
             raise DatabaseError(
-                f"The pantries were read twice in one snapshot, and {len(distinct) - num_read:,} of {len(distinct):,} "
-                "were not there again, or more than once. Is public.pantry_snapshots a view whose ids change?"
+                f"The pantries were read twice in one snapshot, and {np.count_nonzero(missing):,} of {len(missing):,} "
+                "were not there again. Is public.pantry_snapshots a view whose ids change?"
             )
         return notes
 
@@ -89,7 +90,7 @@ class Pantries:
         """The items of the snapshots that rows of a range take; empty where a row takes none."""
         found = self._items.read(number).combine_chunks()
         of_id, numbers, values = (column_of(column) for column in found.columns)
-        order = np.argsort(of_id.to_numpy())
+        order = np.argsort(of_id.to_numpy(), kind="stable")  # a view may name a snapshot twice: the first one counts
         place = np.searchsorted(of_id.to_numpy()[order], ids.fill_null(0).to_numpy())
         at = np.append(order, -1)[np.where(ids.is_valid().to_numpy(zero_copy_only=False), place, len(order))]
         return Lists.of_columns(numbers, values).take(at)
@@ -114,14 +115,13 @@ class Pantries:
 
     def _spool(self, ids: np.ndarray, ranges: np.ndarray, found_ids: np.ndarray, lists: Lists) -> None:
         """Write items to each range that wants them."""
-        order = np.argsort(found_ids)
+        order = np.argsort(found_ids, kind="stable")
         ordered = found_ids[order]
         place = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
         chosen = np.flatnonzero(ordered[place] == ids)
         chosen = chosen[np.argsort(ranges[chosen], kind="stable")]
         ids, ranges, lists = ids[chosen], ranges[chosen], lists.take(order[place[chosen]])
-        starts = np.flatnonzero(np.diff(ranges, prepend=-1)).tolist()
-        ends = [*starts[1:], len(ranges)] if starts else []
-        for low, high, few in zip(starts, ends, lists.slices(ends), strict=True):
+        runs = list(runs_of(ranges))
+        for (low, high), few in zip(runs, lists.slices([high for _, high in runs]), strict=True):
             columns = [pa.array(ids[low:high]), *few.distinct().columns()]
             self._items.write(int(ranges[low]), pa.RecordBatch.from_arrays(columns, schema=_ITEMS))

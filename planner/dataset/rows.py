@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +23,7 @@ import pyarrow as pa
 from planner.contracts.errors import DatabaseError
 from planner.dataset import queries
 from planner.dataset.arrays import halves_of
-from planner.dataset.assemble import PARTS_OF_ROWS, Made, make_rows, whole_rows
+from planner.dataset.assemble import PARTS_OF_ROWS, make_rows, whole_rows
 from planner.dataset.collect import Collected, Progress, collected
 from planner.dataset.columns import column_of
 from planner.dataset.counts import Counts
@@ -32,7 +32,7 @@ from planner.dataset.lists import Lists
 from planner.dataset.match import order_by_time
 from planner.dataset.meals import Meals
 from planner.dataset.pantries import NO_ITEMS, QUERY_SNAPSHOTS, Pantries
-from planner.dataset.parts import Part, part_numbers, read_part
+from planner.dataset.parts import part_numbers, read_part
 from planner.dataset.queries import Shard
 from planner.dataset.session import Session, open_session, share_out
 from planner.dataset.sources import Freshness
@@ -183,33 +183,37 @@ class _Making:
 
     def join(self, sessions: Sequence[Session]) -> None:
         """Make the rows of all parts but for their items, in as many threads as there are sessions."""
-        parts, done = list(part_numbers(self._found)), itertools.count(1)
-
-        def make(numbers: Sequence[int], _: Session) -> None:
-            made = self._make(read_part(self._found, numbers))
-            with self._lock:
-                self.counts.append(made.counts)
-                self.reused.append(made.reused)
-                self._told(next(done), len(parts), "join the parts")
-
-        share_out([partial(make, numbers) for numbers in parts], sessions)
+        self._each("join the parts", list(part_numbers(self._found)), self._make, sessions)
 
     def read_items(self, sessions: Sequence[Session]) -> None:
         """Read the items of the pantries that the rows take."""
-        groups, done = self._pantries.queries(), itertools.count(1)
+        self._each("read the pantries", self._pantries.queries(), self._read, sessions)
 
-        def read(numbers: list[int], session: Session) -> None:
-            notes = self._pantries.read(numbers, session)
+    def _each(
+        self,
+        what: str,
+        groups: Sequence[list[int]],
+        count: Callable[[list[int], Session], Counts],
+        sessions: Sequence[Session],
+    ) -> None:
+        done = itertools.count(1)
+
+        def step(numbers: list[int], session: Session) -> None:
+            counts = count(numbers, session)
             with self._lock:
-                self.counts.append(Counts(notes=notes))
-                self._told(next(done), len(groups), "read the pantries")
+                self.counts.append(counts)
+                self._told(next(done), len(groups), what)
 
-        share_out([partial(read, numbers) for numbers in groups], sessions)
+        share_out([partial(step, numbers) for numbers in groups], sessions)
 
-    def _make(self, part: Part) -> Made:
+    def _make(self, numbers: list[int], _: Session) -> Counts:
         freshness = self._source.earlier.fresh if self._source.earlier else None
-        made = make_rows(part, self._source.window.start_us, self._meals, freshness)
+        made = make_rows(read_part(self._found, numbers), self._source.window.start_us, self._meals, freshness)
         ranges = np.searchsorted(self.bounds, made.us, side="right")
         self._pantries.want(made.pantries, ranges, self._snapshots)
         self._ranges.put(ranges, pa.RecordBatch.from_arrays([*made.rows.columns, made.pantries], schema=_RANGED))
-        return made
+        self.reused.append(made.reused)
+        return made.counts
+
+    def _read(self, numbers: list[int], session: Session) -> Counts:
+        return Counts(notes=self._pantries.read(numbers, session))

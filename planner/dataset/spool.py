@@ -35,6 +35,12 @@ def neighbours(counts: Mapping[int, int], most: int) -> Iterator[list[int]]:
         yield chosen
 
 
+def runs_of(groups: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Where each run of equal groups, which are 0 or more, begins and ends."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist()
+    return zip(starts, [*starts[1:], len(groups)] if starts else [], strict=True)
+
+
 class Spool:
     """Rows of one schema, in a new file; threads may share it.
 
@@ -53,13 +59,10 @@ class Spool:
 
     def put(self, groups: np.ndarray, batch: pa.RecordBatch) -> None:
         """Write the rows; `groups` has a number for each."""
-        if not len(groups):
-            return
         if np.any(np.diff(groups) < 0):
             order = np.argsort(groups, kind="stable")
             groups, batch = groups[order], batch.take(pa.array(order))
-        starts = np.flatnonzero(np.diff(groups, prepend=-1))
-        for low, high in zip(starts, [*starts[1:], len(groups)], strict=True):
+        for low, high in runs_of(groups):
             self.write(int(groups[low]), batch.slice(low, high - low))
 
     def write(self, group: int, rows: pa.RecordBatch) -> None:

@@ -86,7 +86,7 @@ def write_training(
 
     Args:
         path: of the new file with the rows.
-        batches: of `ROW_SCHEMA` or `WRITTEN_SCHEMA`, in the order of the file.
+        batches: in the order of the file; of `ROW_SCHEMA`, or row groups of `WRITTEN_SCHEMA`.
         sources: of the new file with each row's fingerprint of its sources, in the same row groups.
         counted: given every row group as it is written, without the fingerprints.
         written: told the number of rows so far.

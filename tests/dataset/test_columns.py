@@ -237,6 +237,28 @@ def test_pantries_whose_ids_change_are_refused(database_url: str, tmp_path: Path
         build_dataset(database_url, small.config(tmp_path))
 
 
+def test_pantries_that_a_view_names_twice_are_those_that_it_names_once(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.fill(database_url)
+    items = "jsonb_build_array(jsonb_build_object('name', 'item ' || n), jsonb_build_object('name', n))"
+    small.run(
+        database_url,
+        f"INSERT INTO pantry_snapshots SELECT n, 'home-' || n, '2025-01-04', {items} FROM generate_series(0, 11) n",
+    )
+    once = build_dataset(database_url, small.config(tmp_path, date="a"))
+    small.run(
+        database_url,
+        "ALTER TABLE pantry_snapshots RENAME TO snaps; "
+        "CREATE VIEW pantry_snapshots AS SELECT * FROM snaps UNION ALL SELECT * FROM snaps",
+    )
+    for number, batch in enumerate((16 << 20, 1)):
+        monkeypatch.setattr(session, "BATCH_BYTES", batch)
+        monkeypatch.setattr(pantries, "_MOST_BYTES", batch)
+        twice = build_dataset(database_url, small.config(tmp_path, date=f"b{number}", reuse=None))
+        assert twice.version.digest == once.version.digest
+
+
 PARTITIONED = """
 ALTER TABLE exp.events RENAME TO whole;
 CREATE TABLE exp.events (LIKE exp.whole INCLUDING DEFAULTS) PARTITION BY RANGE ("timestamp");
