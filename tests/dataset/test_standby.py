@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from planner.contracts.errors import DatabaseError
-from planner.dataset import collect, gather, parts
+from planner.dataset import gather, pantries, rows
 from planner.dataset.build import BuildReport, build_dataset
 from planner.dataset.embedded import embedded_postgres
+from planner.dataset.pantries import Pantries
+from planner.dataset.session import Session
+from planner.dataset.values import Notes
 from tests.databases import run_statement, value_of
 from tests.dataset import small
 from tests.dataset.standby import await_replay, hot_standby
@@ -87,9 +90,18 @@ def test_build_that_a_standby_cancels_says_what_to_do(
     items = "SELECT n, 'home-' || n, '2025-01-04', '[]' FROM generate_series(0, 11) n"
     run_statement(primary, f"INSERT INTO pantry_snapshots {items}")
     await_replay(primary, standby)
-    monkeypatch.setattr(collect, "PART_BYTES", 500)
-    monkeypatch.setattr(parts, "PART_EVENTS", 1)
-    done: list[str] = []
+    for module in (rows, pantries):
+        monkeypatch.setattr(module, "QUERY_SNAPSHOTS", 1)
+    done, both, met = list[str](), threading.Barrier(2), set[Session]()
+    original = Pantries.read
+
+    def read(self: Pantries, groups: list[int], session: Session) -> Notes:
+        if session not in met:  # each is used once more, and one of them has the lock
+            met.add(session)
+            both.wait(60)
+        return original(self, groups, session)
+
+    monkeypatch.setattr(Pantries, "read", read)
 
     def progress(_: int, __: int | None, what: str) -> None:
         if what == "join the parts" and not done:
